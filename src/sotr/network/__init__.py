@@ -1,0 +1,5 @@
+"""The network: Figure 2 of the paper, box by box."""
+
+from sotr.network.sotr import SOTR, DensePredictions
+
+__all__ = ["SOTR", "DensePredictions"]

@@ -1,0 +1,157 @@
+"""The architecture of a SOTR network as one frozen value, and the named presets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from sotr.errors import SOTRError
+
+FPN_STRIDES = (4, 8, 16, 32, 64)
+"""Strides of P2..P6 in input pixels."""
+
+INPUT_DIVISOR = 32
+"""Input height and width must be multiples of this, the stride of the backbone's last stage."""
+
+GROUP_NORM_GROUPS = 32
+"""Groups of every GroupNorm in the mask branch (section 3.2 cites Group Norm, whose default is 32)."""
+
+
+@dataclass(frozen=True)
+class SOTRConfig:
+    """The architecture of SOTR; the defaults are the paper's baseline with a ResNet-50.
+
+    Raises:
+        SOTRError: on construction, if settings contradict one another; the message says the remedy.
+    """
+
+    num_classes: int = 80
+    """Object classes M; there is no background class, a cell without object has all scores low."""
+    backbone: str = "resnet50"
+    """Any timm model with `features_only` support and feature maps at strides 4, 8, 16 and 32."""
+    width: int = 256
+    """Channels C of the FPN and of the transformer."""
+    depth: int = 12
+    """Transformer layers (Table 3: 6 or 12; section 4.1: 2 in the real-time model)."""
+    heads: int = 8
+    """Attention heads; must divide `width`."""
+    mlp_ratio: float = 4.0
+    """Hidden units of the transformer's MLP, as a multiple of `width`."""
+    grids: tuple[int, ...] = (40, 36, 24, 16, 12)
+    """Patches per side N for P2..P6: each level is resampled to N x N cells, the transformer's tokens."""
+    scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
+    """Object sizes, as the square root of the box area in input pixels, that each level learns (inclusive)."""
+    center_fraction: float = 0.2
+    """Part of an object's box, around its centre of mass, whose cells learn the object."""
+    mask_stage_channels: int = 128
+    """Channels of the multi-level upsampling module's stages; a multiple of 32."""
+    mask_channels: int = 256
+    """Channels E of the unified mask feature; a multiple of 32."""
+    image_size: int = 800
+    """Shortest edge, in pixels, to which pictures are resized."""
+    max_image_size: int = 1333
+    """Cap of the longest edge, in pixels, after that resize."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_classes", "width", "depth", "heads", "mask_stage_channels", "mask_channels", "image_size"):
+            if getattr(self, name) < 1:
+                raise SOTRError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise SOTRError(f"width {self.width} is not divisible by heads {self.heads}; choose a width that is")
+        for name in ("mask_stage_channels", "mask_channels"):
+            if getattr(self, name) % GROUP_NORM_GROUPS:
+                raise SOTRError(
+                    f"{name} is {getattr(self, name)}; GroupNorm needs a multiple of {GROUP_NORM_GROUPS} channels"
+                )
+        levels = len(FPN_STRIDES)
+        if len(self.grids) != levels or min(self.grids) < 1:
+            raise SOTRError(f"grids is {self.grids}; give one positive number of cells for each of P2..P6")
+        if len(self.scale_ranges) != levels or any(len(pair) != 2 for pair in self.scale_ranges):
+            raise SOTRError(f"scale_ranges is {self.scale_ranges}; give one (low, high) pair for each of P2..P6")
+        if any(low > high for low, high in self.scale_ranges):
+            raise SOTRError(f"scale_ranges is {self.scale_ranges}; in each pair low must not exceed high")
+        if not 0 < self.center_fraction <= 1:
+            raise SOTRError(f"center_fraction is {self.center_fraction}; it must lie in (0, 1]")
+        if self.mlp_ratio <= 0:
+            raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be positive")
+        if self.max_image_size < self.image_size:
+            raise SOTRError(
+                f"max_image_size {self.max_image_size} is smaller than image_size {self.image_size}; raise the former"
+            )
+
+    @property
+    def num_cells(self) -> int:
+        """K, the cells over all levels."""
+        return sum(grid * grid for grid in self.grids)
+
+    @property
+    def kernel_parameters(self) -> int:
+        """D, the parameters of one dynamic 1 x 1 convolution over E channels (section 3.2: lambda^2 E, lambda 1)."""
+        return self.mask_channels
+
+    @classmethod
+    def preset(cls, name: str, num_classes: int = 80) -> "SOTRConfig":
+        """A named architecture for `num_classes` classes.
+
+        Raises:
+            SOTRError: if there is no such preset; the message lists those there are.
+        """
+        if name not in _PRESETS:
+            raise SOTRError(f"there is no preset {name!r}; choose one of {', '.join(PRESETS)}")
+        return replace(_PRESETS[name], num_classes=num_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, ready for JSON or YAML; `from_dict` reads them back."""
+        plain = asdict(self)
+        plain["grids"] = list(self.grids)
+        plain["scale_ranges"] = [list(pair) for pair in self.scale_ranges]
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SOTRConfig":
+        """The configuration that `to_dict` described; absent keys keep their defaults.
+
+        Raises:
+            SOTRError: for a key that does not exist, a value of the wrong type, or contradictory settings.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise SOTRError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(sorted(known))}")
+        defaults = cls()
+        checked: dict[str, Any] = {}
+        for name, value in values.items():
+            default = getattr(defaults, name)
+            try:
+                if name == "grids":
+                    checked[name] = tuple(int(grid) for grid in value)
+                elif name == "scale_ranges":
+                    checked[name] = tuple((float(low), float(high)) for low, high in value)
+                elif isinstance(value, bool) or (isinstance(default, int) and value != int(value)):
+                    raise TypeError
+                else:
+                    checked[name] = type(default)(value)
+            except (TypeError, ValueError):
+                raise SOTRError(f"{name} is {value!r}; it must look like {default!r}") from None
+        return cls(**checked)
+
+
+_PRESETS = {
+    "sotr-r50": SOTRConfig(),
+    "sotr-r101": SOTRConfig(backbone="resnet101"),
+    "sotr-rt-r50": SOTRConfig(depth=2, image_size=736, max_image_size=1226),
+    # For CPUs and small data: half the paper's picture, so half its scale ranges.
+    "sotr-nano": SOTRConfig(
+        backbone="resnet10t",
+        width=96,
+        depth=2,
+        heads=4,
+        mlp_ratio=2.0,
+        scale_ranges=((1, 48), (24, 96), (48, 192), (96, 384), (192, 2048)),
+        mask_stage_channels=64,
+        mask_channels=128,
+        image_size=384,
+        max_image_size=640,
+    ),
+}
+
+PRESETS = tuple(_PRESETS)
+"""Names that `SOTRConfig.preset` knows."""

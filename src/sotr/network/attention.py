@@ -1,0 +1,74 @@
+"""Twin attention and the position embedding (section 3.1, Figure 3 (1) and (2))."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RowAttention(nn.Module):
+    """Multi-head self-attention among the cells of each row; rows do not see one another."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        B, rows, columns, C = x_BNNC.shape
+        qkv = self.to_qkv(x_BNNC).view(B * rows, columns, 3, self.heads, C // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B * rows, heads, columns, C / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.to_out(mixed.transpose(1, 2).reshape(B, rows, columns, C))
+
+
+class ColumnAttention(RowAttention):
+    """Multi-head self-attention among the cells of each column; columns do not see one another."""
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        return super().forward(x_BNNC.transpose(1, 2)).transpose(1, 2)
+
+
+class TwinAttention(nn.Module):
+    """Column attention, then row attention: together every cell sees every other.
+
+    Costs O(H W (H + W)) multiply-adds over an H x W map, where full attention costs O((H W)^2). The two have
+    projections of their own. Maps need not be square.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.column = ColumnAttention(width, heads)
+        self.row = RowAttention(width, heads)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        return self.row(self.column(x_BNNC))
+
+
+class PositionEmbedding(nn.Module):
+    """Learned embeddings of the column (1 x N x C) and of the row (N x 1 x C), added to every cell.
+
+    One pair of tables serves all levels: for a map of another size they are resampled linearly, so that a cell at a
+    given place in the picture gets the same embedding on each level.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.column_NC = nn.Parameter(torch.empty(size, width))
+        self.row_NC = nn.Parameter(torch.empty(size, width))
+        nn.init.trunc_normal_(self.column_NC, std=0.02)
+        nn.init.trunc_normal_(self.row_NC, std=0.02)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        _, rows, columns, _ = x_BNNC.shape
+        return x_BNNC + _resample(self.row_NC, rows)[:, None] + _resample(self.column_NC, columns)
+
+
+def _resample(table_NC: Tensor, size: int) -> Tensor:
+    if table_NC.shape[0] == size:
+        return table_NC
+    return F.interpolate(table_NC.T[None], size=size, mode="linear", align_corners=False)[0].T

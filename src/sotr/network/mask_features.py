@@ -1,0 +1,46 @@
+"""The multi-level upsampling module (section 3.2): P2..P5 to one feature map, from which masks are made."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sotr.config import GROUP_NORM_GROUPS
+
+UPSAMPLINGS = (0, 1, 2, 3)
+"""Doublings that bring P2..P5 to (H / 4, W / 4)."""
+
+
+class MaskFeatures(nn.Module):
+    """Stages of 3x3 convolution, GroupNorm and ReLU with 2x bilinear upsampling; sum; 1x1 convolution.
+
+    The paper upsamples the result to H x W. A dynamic 1x1 convolution commutes with bilinear upsampling, so here the
+    features stay at H / 4 x W / 4 and only the masks that are kept are upsampled afterwards.
+    """
+
+    def __init__(self, width: int, stage_channels: int, mask_channels: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList()
+        for doublings in UPSAMPLINGS:
+            stages = [_stage(width, stage_channels, 3)]
+            stages += [_stage(stage_channels, stage_channels, 3) for _ in range(doublings - 1)]
+            self.levels.append(nn.ModuleList(stages))
+        self.output = _stage(stage_channels, mask_channels, 1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """P2..P5 of C channels -> (B, E, H / 4, W / 4), values >= 0."""
+        total: Tensor | None = None
+        for level, (stages, feature) in enumerate(zip(self.levels, features, strict=True)):
+            for stage in stages:
+                feature = stage(feature)
+                if level > 0:
+                    feature = F.interpolate(feature, scale_factor=2.0, mode="bilinear", align_corners=False)
+            total = feature if total is None else total + feature
+        return self.output(total)
+
+
+def _stage(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
+    # GroupNorm subtracts the mean of a group, which makes a bias all but useless.
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+        nn.GroupNorm(GROUP_NORM_GROUPS, out_channels),
+        nn.ReLU(inplace=True),
+    )

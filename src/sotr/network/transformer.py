@@ -1,0 +1,66 @@
+"""The transformer of Figure 2 with the hybrid twin layer of Figure 3 (c)."""
+
+from torch import Tensor, nn
+
+from sotr.network.attention import PositionEmbedding, TwinAttention
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU, linear on the channels of each cell."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        hidden = round(width * ratio)
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class ConvolutionBlock(nn.Module):
+    """Two 3x3 convolutions joined by a Leaky ReLU, the local complement of twin attention (section 3.1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.activation = nn.LeakyReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        # The branch has no normalisation of its own: starting it at zero keeps a deep stack's signal at its scale.
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BCNN = x_BNNC.permute(0, 3, 1, 2)  # a view, in channels_last memory
+        return self.conv2(self.activation(self.conv1(x_BCNN))).permute(0, 2, 3, 1)
+
+
+class HybridTwinLayer(nn.Module):
+    """Twin attention, two convolutions, MLP, each with a residual connection; attention and MLP are pre-norm."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = TwinAttention(width, heads)
+        self.convolution = ConvolutionBlock(width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_ratio)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
+        x_BNNC = x_BNNC + self.convolution(x_BNNC)
+        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
+
+
+class Transformer(nn.Module):
+    """Position embedding, `depth` layers, one final layer norm; shared by all levels, for maps of any size."""
+
+    def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, table_size: int) -> None:
+        super().__init__()
+        self.position = PositionEmbedding(table_size, width)
+        self.layers = nn.ModuleList(HybridTwinLayer(width, heads, mlp_ratio) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BCNN: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> the same shape."""
+        x_BNNC = self.position(x_BCNN.permute(0, 2, 3, 1))
+        for layer in self.layers:
+            x_BNNC = layer(x_BNNC)
+        return self.norm(x_BNNC).permute(0, 3, 1, 2)
