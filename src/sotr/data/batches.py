@@ -1,0 +1,296 @@
+"""Samples, batches and loaders. Order and augmentation are functions of (seed, epoch, sample), so a position in an
+epoch is all that an exact resume needs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from sotr.config import INPUT_DIVISOR, SOTRConfig
+from sotr.data.coco import CocoDataset
+from sotr.data.images import load_image
+from sotr.data.transforms import Augmentation, Objects, augment, pad_batch, preprocess
+from sotr.errors import SOTRError
+from sotr.learning import Assignment, Targets, assign
+
+
+class DataError(SOTRError):
+    """A `SOTRError` that comes out of a loader's worker process as the one line that went in.
+
+    PyTorch raises a worker's error anew in the main process, with the worker's whole traceback as its message; the last
+    line of that is the original message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.strip().splitlines()[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training picture."""
+
+    image_3hw: Tensor
+    targets: Targets
+    """In input pixels; masks at the stride of the dataset, not padded."""
+    image_id: int
+    file_name: str
+    size: tuple[int, int]
+    original_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One picture for evaluation."""
+
+    image_3hw: Tensor
+    image_id: int
+    file_name: str
+    original_size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """B preprocessed pictures."""
+
+    images_B3HW: Tensor
+    """float32, normalised, padded with zeros at the bottom and the right to multiples of 32."""
+    image_ids: list[int]
+    file_names: list[str]
+    """As in the annotation file, relative to the folder of the pictures."""
+    image_sizes: list[tuple[int, int]]
+    """(h, w) of each picture in the input, without padding."""
+    original_sizes: list[tuple[int, int]]
+    """(h, w) of each file."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch with its tensors on `device`."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch with its tensors in page-locked memory, from which copies to a GPU overlap with its work."""
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Batch(EvalBatch):
+    """B training pictures with what they teach."""
+
+    targets: list[Targets]
+    assignment: Assignment
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `function` to the tensors in a value made of dataclasses and lists."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, EvalBatch | Targets | Assignment):
+        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    if isinstance(value, list):
+        return [_map_tensors(item, function) for item in value]
+    return value
+
+
+def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
+    """Picture `index` as H x W x 3 uint8.
+
+    Raises:
+        SOTRError: if it cannot be read, or has another size than the annotation file says.
+    """
+    path = coco.path(index)
+    image = load_image(path)
+    height, width = map(int, coco.sizes_N2[index])
+    if image.shape[:2] != (height, width):
+        raise SOTRError(
+            f"{path}: is {image.shape[1]} x {image.shape[0]} pixels (upright), but {coco.json_path} says "
+            f"{width} x {height}; correct the width and height there, and the masks"
+        )
+    return image
+
+
+class TrainDataset(Dataset[Sample]):
+    """Augmented training pictures; item (epoch, index) is a function of these and the seed alone.
+
+    Crowds and objects without pixels are left out.
+    """
+
+    def __init__(
+        self, coco: CocoDataset, config: SOTRConfig, augmentation: Augmentation, mask_stride: int = 4, seed: int = 0
+    ) -> None:
+        if len(coco.class_names) != config.num_classes:
+            raise SOTRError(
+                f"{coco.json_path} has {len(coco.class_names)} categories, but the network num_classes "
+                f"{config.num_classes}; make them equal"
+            )
+        self.coco, self.config, self.augmentation = coco, config, augmentation
+        self.mask_stride, self.seed = mask_stride, seed
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def __getitem__(self, position: tuple[int, int]) -> Sample:
+        epoch, index = position
+        image = _or_worker_error(self.coco, index)
+        own = np.arange(self.coco.offsets[index], self.coco.offsets[index + 1])
+        own = own[~self.coco.iscrowd[own]]
+        augmented = augment(
+            image,
+            Objects(self.coco.labels[own], self.coco.boxes[own], self.coco.strings(own)),
+            self.augmentation,
+            self.config.image_size,
+            self.config.max_image_size,
+            mask_stride=self.mask_stride,
+            generator=np.random.default_rng((self.seed, epoch, index)),
+        )
+        return Sample(
+            image_3hw=augmented.image_3hw,
+            targets=augmented.targets,
+            image_id=self.coco.image_ids[index],
+            file_name=self.coco.file_names[index],
+            size=augmented.size,
+            original_size=(image.shape[0], image.shape[1]),
+        )
+
+
+class EvalDataset(Dataset[EvalSample]):
+    """Preprocessed pictures in the order of the annotation file."""
+
+    def __init__(self, coco: CocoDataset, config: SOTRConfig) -> None:
+        self.coco, self.config = coco, config
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def __getitem__(self, index: int) -> EvalSample:
+        image = _or_worker_error(self.coco, index)
+        return EvalSample(
+            image_3hw=preprocess(image, self.config.image_size, self.config.max_image_size),
+            image_id=self.coco.image_ids[index],
+            file_name=self.coco.file_names[index],
+            original_size=(image.shape[0], image.shape[1]),
+        )
+
+
+def _or_worker_error(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
+    try:
+        return load_picture(coco, index)
+    except SOTRError as error:
+        if get_worker_info() is None:
+            raise
+        raise DataError(str(error)) from None
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """The order of an epoch's samples, as (epoch, index); a function of (seed, epoch).
+
+    The position is where the next iteration starts. It does not move by itself: the training loop sets it, with
+    `set_epoch` for a new epoch or `set_position` on resume. The length is that of the whole epoch wherever it starts.
+    """
+
+    def __init__(self, length: int, seed: int = 0, shuffle: bool = True, epoch: int = 0) -> None:
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.epoch, self.start = epoch, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`, unless that is the current one: then the position stays."""
+        if epoch != self.epoch:
+            self.set_position(epoch, 0)
+
+    def set_position(self, epoch: int, start: int) -> None:
+        """Go to `epoch`, of which `start` samples are done already."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        epoch = self.epoch
+        return iter([(epoch, int(index)) for index in order[self.start :]])
+
+
+def collate(samples: Sequence[Sample], config: SOTRConfig, mask_stride: int = 4) -> Batch:
+    """Pad samples to one size, masks included, and assign their objects to cells."""
+    images = pad_batch([sample.image_3hw for sample in samples], INPUT_DIVISOR)
+    height, width = images.shape[2:]
+    targets = []
+    for sample in samples:
+        masks = sample.targets.masks_Ihw
+        missing = (0, width // mask_stride - masks.shape[2], 0, height // mask_stride - masks.shape[1])
+        targets.append(replace(sample.targets, masks_Ihw=F.pad(masks, missing)))
+    return Batch(
+        images_B3HW=images,
+        image_ids=[sample.image_id for sample in samples],
+        file_names=[sample.file_name for sample in samples],
+        image_sizes=[sample.size for sample in samples],
+        original_sizes=[sample.original_size for sample in samples],
+        targets=targets,
+        assignment=assign(targets, config, (height, width)),
+    )
+
+
+def collate_eval(samples: Sequence[EvalSample]) -> EvalBatch:
+    """Pad samples to one size."""
+    return EvalBatch(
+        images_B3HW=pad_batch([sample.image_3hw for sample in samples], INPUT_DIVISOR),
+        image_ids=[sample.image_id for sample in samples],
+        file_names=[sample.file_name for sample in samples],
+        image_sizes=[(sample.image_3hw.shape[1], sample.image_3hw.shape[2]) for sample in samples],
+        original_sizes=[sample.original_size for sample in samples],
+    )
+
+
+def train_loader(
+    coco: CocoDataset,
+    config: SOTRConfig,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    mask_stride: int = 4,
+    seed: int = 0,
+    shuffle: bool = True,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """Batches of `Batch` for training; its `sampler` is the `EpochSampler`.
+
+    The last batch of an epoch is left out if it would be smaller than the others, unless it is the only one.
+
+    Args:
+        workers: processes that prepare batches; 0 prepares them in the calling process.
+    """
+    dataset = TrainDataset(coco, config, augmentation, mask_stride, seed)
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # DataLoader is typed by its dataset; ours has collate make the batches
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), seed, shuffle),
+        collate_fn=partial(collate, config=config, mask_stride=mask_stride),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        drop_last=len(dataset) >= batch_size,
+        persistent_workers=workers > 0,
+    )
+
+
+def eval_loader(
+    coco: CocoDataset, config: SOTRConfig, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
+) -> DataLoader[EvalBatch]:
+    """Batches of `EvalBatch`, every picture once, in the order of the annotation file."""
+    return DataLoader(
+        EvalDataset(coco, config),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        collate_fn=collate_eval,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )

@@ -1,0 +1,321 @@
+"""COCO annotation files: read and checked once, held compactly, and the folder layouts in which they come."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+
+from sotr.data.parse import check_masks, compress, read_categories, read_images, read_json, show, whole
+from sotr.errors import SOTRError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture of a data set and its I annotations, crowds included, in the file's order."""
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+    labels_I: NDArray[np.int64]
+    """Contiguous class indices."""
+    segmentations: list[dict[str, Any]]
+    """COCO compressed RLE, whatever form the file had: {"size": [H, W], "counts": str}."""
+    iscrowd_I: NDArray[np.bool_]
+    annotation_ids_I: NDArray[np.int64]
+    areas_I: NDArray[np.float64]
+    """The file's "area", or the mask's pixels where it states none."""
+    boxes_I4: NDArray[np.int64]
+    """Tight around the mask, xyxy in pixels, half-open; zeros for a mask without pixels."""
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """The pictures and annotations of one COCO file; `load_coco` makes it. Annotations are grouped by picture."""
+
+    json_path: Path
+    images_dir: Path
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """The file's ids in ascending order; the contiguous label of a class is its position here."""
+    image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
+    sizes_N2: NDArray[np.int64]
+    """Height, width."""
+    offsets: NDArray[np.int64]
+    """Picture i owns annotations `offsets[i]:offsets[i + 1]`."""
+    labels: NDArray[np.int64]
+    iscrowd: NDArray[np.bool_]
+    annotation_ids: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    boxes: NDArray[np.int64]
+    rle_text: bytes
+    """All masks' compressed RLE strings, joined."""
+    rle_offsets: NDArray[np.int64]
+    skipped: tuple[int, ...]
+    """Ids of annotations, crowds aside, whose mask has no pixels: training leaves them out."""
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def skipped_message(self) -> str | None:
+        """One line on the annotations that training leaves out, or None if it uses them all."""
+        if not self.skipped:
+            return None
+        some = ", ".join(map(str, self.skipped[:5])) + (", ..." if len(self.skipped) > 5 else "")
+        return f"{self.json_path}: {len(self.skipped)} annotation(s) cover no pixel and are not trained on: id {some}"
+
+    def path(self, index: int) -> Path:
+        """The file of picture `index`."""
+        return self.images_dir / self.file_names[index]
+
+    def strings(self, annotations: Iterable[int]) -> list[bytes]:
+        """Compressed RLE strings of annotations, given by position in the flat arrays."""
+        return [self.rle_text[self.rle_offsets[a] : self.rle_offsets[a + 1]] for a in annotations]
+
+    def record(self, index: int) -> Record:
+        """Picture `index` with its annotations."""
+        own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        height, width = map(int, self.sizes_N2[index])
+        return Record(
+            image_id=self.image_ids[index],
+            path=self.path(index),
+            height=height,
+            width=width,
+            labels_I=self.labels[own],
+            segmentations=[
+                {"size": [height, width], "counts": text.decode("ascii")}
+                for text in self.strings(range(own.start, own.stop))
+            ],
+            iscrowd_I=self.iscrowd[own],
+            annotation_ids_I=self.annotation_ids[own],
+            areas_I=self.areas[own],
+            boxes_I4=self.boxes[own],
+        )
+
+    def masks(self, record: Record) -> NDArray[np.bool_]:
+        """Dense masks of a record, I x H x W."""
+        if not record.segmentations:
+            return np.zeros((0, record.height, record.width), np.bool_)
+        decoded = coco_mask.decode(record.segmentations)
+        return np.ascontiguousarray(decoded.transpose(2, 0, 1)).view(np.bool_)
+
+    def truth(self) -> dict[str, Any]:
+        """The data set as a COCO dictionary for evaluation: original category ids, RLE masks, the file's areas and
+        crowds. COCO's tools take annotation id 0 for "no match", so if it occurs annotations are numbered anew from 1.
+        """
+        ids = self.annotation_ids if self.annotation_ids.min(initial=1) > 0 else np.arange(1, len(self.labels) + 1)
+        annotations = []
+        for index, image_id in enumerate(self.image_ids):
+            record = self.record(index)
+            first = int(self.offsets[index])
+            for i, segmentation in enumerate(record.segmentations):
+                left, top, right, bottom = map(float, record.boxes_I4[i])
+                annotations.append(
+                    {
+                        "id": int(ids[first + i]),
+                        "image_id": image_id,
+                        "category_id": self.category_ids[record.labels_I[i]],
+                        "segmentation": segmentation,
+                        "area": float(record.areas_I[i]),
+                        "bbox": [left, top, right - left, bottom - top],
+                        "iscrowd": int(record.iscrowd_I[i]),
+                    }
+                )
+        return {
+            "info": {},
+            "images": [
+                {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}
+                for image_id, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes_N2, strict=True)
+            ],
+            "annotations": annotations,
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
+
+
+class Splits(NamedTuple):
+    """The data sets that a folder holds; None where there is none."""
+
+    train: CocoDataset | None
+    val: CocoDataset | None
+
+
+def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
+    """Read a COCO instance annotation file and check all of it, so that nothing fails in the middle of a training.
+
+    Polygons (of several parts), uncompressed and compressed RLE are understood. Pictures without annotations are kept.
+    The pictures themselves are looked for, but not opened.
+
+    Raises:
+        SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing picture,
+            an annotation of an unknown picture or category or without a mask, a polygon with fewer than 3 points or
+            with coordinates that are not numbers, and an RLE that is broken or not of its picture's size.
+    """
+    json_path, images_dir = Path(json_path), Path(images_dir)
+    data = read_json(json_path)
+    names = read_categories(data["categories"], json_path)
+    category_ids = tuple(sorted(names))
+    image_ids, file_names, sizes = read_images(data["images"], json_path, images_dir)
+    position = {image_id: i for i, image_id in enumerate(image_ids)}
+    label_of = {category_id: i for i, category_id in enumerate(category_ids)}
+
+    count = len(data["annotations"])
+    pictures, labels, ids = (np.zeros(count, np.int64) for _ in range(3))
+    crowds, areas, strings = np.zeros(count, np.bool_), np.full(count, np.nan), []
+    seen: set[int] = set()
+    for row, annotation in enumerate(data["annotations"]):
+        where = f"{json_path}: annotation number {row + 1}"
+        if not isinstance(annotation, dict):
+            raise SOTRError(f"{where} is {show(annotation)}; it must be an object")
+        ids[row] = annotation_id = whole(annotation, "id", where)
+        where = f"{json_path}: annotation {annotation_id}"
+        if annotation_id in seen:
+            raise SOTRError(f"{where} occurs twice; give each annotation an id of its own")
+        seen.add(annotation_id)
+        image_id, category_id = whole(annotation, "image_id", where), whole(annotation, "category_id", where)
+        if image_id not in position:
+            raise SOTRError(f"{where} belongs to image {image_id}, which is not among the images; add it or drop both")
+        if category_id not in label_of:
+            raise SOTRError(f"{where} has category {category_id}, which is not among the categories; add it there")
+        pictures[row], labels[row] = position[image_id], label_of[category_id]
+        crowd = annotation.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise SOTRError(f"{where} has iscrowd {show(crowd)}; it must be 0 or 1")
+        crowds[row] = bool(crowd)
+        area = annotation.get("area")
+        if isinstance(area, int | float) and 0 <= area < 2**53:
+            areas[row] = area
+        strings.append(compress(annotation.get("segmentation"), *sizes[position[image_id]], where))
+
+    pixels, boxes = check_masks(strings, sizes, pictures, ids, json_path)
+    order = np.argsort(pictures, kind="stable")
+    lengths = np.fromiter(map(len, strings), np.int64, count)[order]
+    return CocoDataset(
+        json_path=json_path,
+        images_dir=images_dir,
+        class_names=tuple(names[category_id] for category_id in category_ids),
+        category_ids=category_ids,
+        image_ids=image_ids,
+        file_names=file_names,
+        sizes_N2=np.array(sizes, np.int64).reshape(-1, 2),
+        offsets=np.searchsorted(pictures[order], np.arange(len(image_ids) + 1)),
+        labels=labels[order],
+        iscrowd=crowds[order],
+        annotation_ids=ids[order],
+        areas=np.where(np.isnan(areas), pixels, areas)[order],
+        boxes=boxes[order],
+        rle_text=b"".join(strings[i] for i in order),
+        rle_offsets=np.concatenate(([0], np.cumsum(lengths))),
+        skipped=tuple(ids[order][((pixels == 0) & ~crowds)[order]].tolist()),
+    )
+
+
+def find_data(
+    folder: str | Path,
+    *,
+    train_json: str | Path | None = None,
+    val_json: str | Path | None = None,
+    images: str | Path | None = None,
+    only: Literal["train", "val"] | None = None,
+) -> Splits:
+    """Find and load the data set in `folder`.
+
+    Layouts, in the order in which they are looked for:
+    `annotations/instances_train*.json` with `train*/` (COCO; also `images/train*/` or `images/`),
+    `train/_annotations.coco.json` with the pictures beside it (Roboflow; validation in `valid/`, `val/` or `test/`),
+    `train.json` and `val.json` with `images/` (or the pictures beside them). Either split may be absent.
+
+    Args:
+        folder: the data set.
+        train_json, val_json: annotation files to use instead of looking; relative to the current folder or to `folder`.
+        images: folder of the pictures, instead of looking; the same for both splits.
+        only: load this split alone.
+
+    Raises:
+        SOTRError: if nothing is found, if the two splits' categories differ, or for whatever `load_coco` finds.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SOTRError(f"{folder}: no such folder; give the folder of a COCO data set")
+    named = {"train": train_json, "val": val_json}
+    if images is not None:
+        images = _given(images, folder, "--images")
+        if not images.is_dir():
+            raise SOTRError(f"{images}: is not a folder; give the folder of the pictures with --images")
+    found: dict[str, tuple[Path, Path]] = {}
+    if train_json is None and val_json is None:
+        for layout in (_coco_layout, _roboflow_layout, _plain_layout):
+            if found := layout(folder):
+                break
+        else:
+            raise SOTRError(
+                f"{folder}: holds no data set; looked for annotations/instances_train*.json or instances_val*.json, "
+                "train/_annotations.coco.json, and train.json or val.json; or name files with --train-json, --val-json"
+            )
+    for split, name in named.items():
+        if name is not None:
+            path = _given(name, folder, f"--{split}-json")
+            found[split] = (path, folder / "images" if (folder / "images").is_dir() else path.parent)
+    loaded = {
+        split: load_coco(path, images or pictures)
+        for split, (path, pictures) in found.items()
+        if only is None or split == only
+    }
+    if only is not None and only not in loaded:
+        there = ", ".join(str(path) for path, _ in found.values())
+        raise SOTRError(f"{folder}: has no {only} split, only {there}; name one with --{only}-json")
+    train, val = loaded.get("train"), loaded.get("val")
+    if train and val:
+        ours, theirs = (dict(zip(data.category_ids, data.class_names, strict=True)) for data in (train, val))
+        if different := sorted(set(ours.items()) ^ set(theirs.items())):
+            raise SOTRError(
+                f"{train.json_path} and {val.json_path} have different categories ({different[0][0]}: "
+                f"{different[0][1]!r} is not in both); make the two lists equal"
+            )
+    return Splits(train, val)
+
+
+def _given(path: str | Path, folder: Path, flag: str) -> Path:
+    for candidate in (Path(path), folder / path):
+        if candidate.exists():
+            return candidate
+    raise SOTRError(f"{path}: no such file or folder, neither here nor in {folder}; check {flag}")
+
+
+def _coco_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
+    found = {}
+    for split in ("train", "val"):
+        files = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
+        if len(files) > 1:
+            raise SOTRError(
+                f"{folder}: {' and '.join(file.name for file in files)} are all there; choose one with --{split}-json"
+            )
+        for file in files:
+            name = file.stem.removeprefix("instances_")
+            candidates = [folder / name, folder / "images" / name, folder / split, folder / "images" / split]
+            found[split] = (file, next((c for c in candidates if c.is_dir()), folder / "images"))
+    return found
+
+
+def _roboflow_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
+    found = {}
+    for split, names in {"train": ("train",), "val": ("valid", "val", "test")}.items():
+        for name in names:
+            file = folder / name / "_annotations.coco.json"
+            if file.is_file():
+                found[split] = (file, file.parent)
+                break
+    return found
+
+
+def _plain_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    return {s: (folder / f"{s}.json", images) for s in ("train", "val") if (folder / f"{s}.json").is_file()}

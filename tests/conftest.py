@@ -1,0 +1,92 @@
+"""Fixtures that every room's tests may use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+
+CATEGORIES = [{"id": 90, "name": "bar"}, {"id": 3, "name": "disc"}, {"id": 17, "name": "box"}]
+COLORS = {3: (220, 60, 50), 17: (60, 190, 80), 90: (70, 90, 230)}
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder `shared` beside the checkout, with real data sets and reference results."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the folder {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set: `train.json` (8 pictures), `val.json` (4) and `images/`; not to be changed by tests.
+
+    Pictures are 96 to 160 px a side with 0 to 6 coloured, overlapping shapes of three classes with ids 3, 17 and 90.
+    Discs are compressed RLE, boxes polygons (some of two parts), bars uncompressed RLE. The first training picture has
+    no objects, the second has a crowd.
+    """
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(20)
+    for split, first, count in (("train", 1, 8), ("val", 101, 4)):
+        images, annotations = [], []
+        for number in range(count):
+            width, height = (int(side) for side in rng.integers(96, 161, 2))
+            picture = rng.integers(0, 40, (height, width, 3), np.uint8)
+            objects = 0 if split == "train" and number == 0 else int(rng.integers(2, 7))
+            image_id = first + 10 * number
+            for index in range(objects):
+                category_id = (3, 17, 90)[(number + index) % 3]
+                crowd = split == "train" and number == 1 and index == 0
+                segmentation, mask = _shape(rng, category_id, height, width)
+                picture[mask] = COLORS[category_id]
+                rows, columns = np.nonzero(mask)
+                left, top = int(columns.min()), int(rows.min())
+                annotations.append(
+                    {
+                        "id": 1000 * first + len(annotations),
+                        "image_id": image_id,
+                        "category_id": category_id,
+                        "segmentation": segmentation,
+                        "iscrowd": int(crowd),
+                        "area": int(mask.sum()),
+                        "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
+                    }
+                )
+            name = f"{split}_{number}.png"
+            Image.fromarray(picture).save(folder / "images" / name)
+            images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def _shape(rng: np.random.Generator, category_id: int, height: int, width: int) -> tuple[Any, np.ndarray]:
+    """A random shape of a category as a COCO segmentation and as a mask."""
+    y, x = np.mgrid[:height, :width]
+    cy, cx, radius = rng.uniform(20, height - 20), rng.uniform(20, width - 20), rng.uniform(8, 18)
+    if category_id == 3:
+        mask = (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
+        encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        counts = encoded["counts"]
+        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        return {"size": [height, width], "counts": text}, mask
+    if category_id == 90:
+        mask = (abs(x - cx) <= radius / 3) & (abs(y - cy) <= radius)
+        flat = mask.ravel(order="F").astype(np.int8)
+        edges = np.flatnonzero(np.diff(flat, prepend=0)).tolist()
+        return {"size": [height, width], "counts": np.diff([0, *edges, mask.size]).tolist()}, mask
+    parts = [_box(round(cx), round(cy), round(radius))]
+    if rng.random() < 0.5:
+        parts.append(_box(round(width - cx), round(height - cy), 7))
+    encoded = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
+    return parts, coco_mask.decode(encoded).astype(bool)
+
+
+def _box(cx: int, cy: int, half: int) -> list[float]:
+    return [float(v) for v in (cx - half, cy - half, cx + half, cy - half, cx + half, cy + half, cx - half, cy + half)]
