@@ -1,0 +1,63 @@
+"""SOTR: Segmenting Objects with Transformers.
+
+>>> import sotr
+>>> objects = sotr.load("nuclei").predict("cells.png")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sotr.config import SOTRConfig
+    from sotr.errors import SOTRError
+    from sotr.evaluation import evaluate
+    from sotr.instances import Instances
+    from sotr.model import Segmenter, load
+    from sotr.network import SOTR
+    from sotr.prediction import predict
+    from sotr.training import train
+
+    __version__: str
+
+__all__ = [
+    "SOTR",
+    "Instances",
+    "SOTRConfig",
+    "SOTRError",
+    "Segmenter",
+    "__version__",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+]
+
+_HOMES = {
+    "SOTR": "sotr.network",
+    "Instances": "sotr.instances",
+    "SOTRConfig": "sotr.config",
+    "SOTRError": "sotr.errors",
+    "Segmenter": "sotr.model",
+    "evaluate": "sotr.evaluation",
+    "load": "sotr.model",
+    "predict": "sotr.prediction",
+    "train": "sotr.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported when they are first used: `import sotr` and `sotr --help` need not wait for PyTorch.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sotr")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sotr' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

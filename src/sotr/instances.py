@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from faster_coco_eval import mask_api_new_cpp
@@ -35,6 +35,10 @@ class Instances:
         category_ids: the original id of each class, aligned with `class_names`.
         image_size: (H, W) of the picture in pixels.
     """
+
+    ROW_COLUMNS: ClassVar[tuple[str, ...]] = (
+        "object", "class", "category_id", "score", "area", "x_min", "y_min", "x_max", "y_max", "x_center", "y_center"
+    )  # fmt: skip
 
     scores_I: NDArray[np.float32]
     labels_I: NDArray[np.int64]
@@ -84,12 +88,8 @@ class Instances:
 
         order = np.argsort(-scores_I, kind="stable")
         sorted_rles = [_plain_rle(rles[i], size) for i in order]
-        try:
-            # An empty list gives an empty (0, 4) array.
-            boxes_xywh = coco_mask.toBbox(sorted_rles)
-        except (ValueError, RuntimeError) as error:
-            raise SOTRError(f"a mask's RLE does not decode to {size[0]} x {size[1]} pixels: {error}") from error
-        boxes_I4 = np.asarray(boxes_xywh, np.float32).reshape(-1, 4)
+        # An empty list gives an empty (0, 4) array.
+        boxes_I4 = np.asarray(coco_mask.toBbox(sorted_rles), np.float32).reshape(-1, 4)
         boxes_I4[:, 2:] += boxes_I4[:, :2]
         return cls(scores_I[order], labels_I[order], boxes_I4, tuple(sorted_rles), names, ids, size)
 
@@ -109,9 +109,8 @@ class Instances:
         """
         if masks_IHW.ndim != 3:
             raise SOTRError(f"masks must have shape (objects, height, width), got {masks_IHW.shape}")
-        rles = [coco_mask.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_IHW]
         height, width = masks_IHW.shape[1:]
-        return cls.from_rles(scores, labels, rles, class_names, category_ids, (height, width))
+        return cls.from_rles(scores, labels, encode_masks(masks_IHW), class_names, category_ids, (height, width))
 
     @classmethod
     def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
@@ -187,7 +186,7 @@ class Instances:
         return {self.class_names[labels[i]]: int(counts[i]) for i in order}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """COCO result dicts: image_id, category_id (original ids), bbox (xywh), segmentation (compressed RLE), score."""
+        """COCO result dicts: image_id, category_id (the original one), bbox (xywh), segmentation (RLE), score."""
         return [
             {
                 "image_id": image_id,
@@ -225,8 +224,8 @@ class Instances:
         }
 
     def to_rows(self) -> list[dict[str, str | int | float]]:
-        """One flat dict per object for a table or CSV: object (position), class, category_id, score, area, the box
-        (x_min, y_min, x_max, y_max; half-open) and the centre of mass (x_center, y_center), in pixels."""
+        """One flat dict per object for a table or CSV, with the keys `ROW_COLUMNS`: object (position), class,
+        category_id, score, area, the box (half-open) and the centre of mass, in pixels."""
         rows: list[dict[str, str | int | float]] = []
         for i, (score, label, area, box) in enumerate(
             zip(self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, strict=True)
@@ -235,21 +234,17 @@ class Instances:
             # Half-open pixels: the centre of pixel 0 lies at 0.5. An empty mask has no centre of mass.
             y_center = y + mask_hw.sum(1) @ (np.arange(mask_hw.shape[0]) + 0.5) / area if area else 0.0
             x_center = x + mask_hw.sum(0) @ (np.arange(mask_hw.shape[1]) + 0.5) / area if area else 0.0
-            rows.append(
-                {
-                    "object": i,
-                    "class": self.class_names[label],
-                    "category_id": self.category_ids[label],
-                    "score": round(float(score), 6),
-                    "area": int(area),
-                    "x_min": int(box[0]),
-                    "y_min": int(box[1]),
-                    "x_max": int(box[2]),
-                    "y_max": int(box[3]),
-                    "x_center": round(float(x_center), 2),
-                    "y_center": round(float(y_center), 2),
-                }
+            values = (
+                i,
+                self.class_names[label],
+                self.category_ids[label],
+                round(float(score), 6),
+                int(area),
+                *(int(value) for value in box),
+                round(float(x_center), 2),
+                round(float(y_center), 2),
             )
+            rows.append(dict(zip(self.ROW_COLUMNS, values, strict=True)))
         return rows
 
     def to_supervision(self) -> "supervision.Detections":
@@ -287,6 +282,13 @@ class Instances:
         return draw_overlay(self, image, scale)
 
 
+def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """COCO compressed RLEs ({"size": [H, W], "counts": str}) of dense masks, bool or uint8 (nonzero is inside)."""
+    height, width = masks_IHW.shape[1:]
+    rles = [coco_mask.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_IHW]
+    return [_plain_rle(rle, (height, width)) for rle in rles]
+
+
 def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """The RLE with compressed `counts` as str, checked to have `size`."""
     try:
@@ -295,10 +297,19 @@ def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         raise SOTRError('a mask must be a COCO RLE: {"size": [height, width], "counts": ...}') from error
     if rle_size != size:
         raise SOTRError(
-            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit the picture of {size[0]} x {size[1]}"
+            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit a picture of {size[0]} x {size[1]}"
         )
-    if not isinstance(counts, (str, bytes)):
-        if sum(counts) != size[0] * size[1]:
-            raise SOTRError(f"a mask's run lengths add up to {sum(counts)}, not to {size[0]} x {size[1]} pixels")
-        counts = coco_mask.frPyObjects({"size": list(size), "counts": list(counts)}, *size)["counts"]
-    return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+    try:
+        if not isinstance(counts, (str, bytes)):
+            if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
+                raise ValueError("run lengths must be whole numbers of at least 0")
+            runs = [int(run) for run in counts]
+            counts = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
+        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        plain = {"size": list(size), "counts": text}
+        pixels = sum(mask_api_new_cpp.toUncompressedRLE([plain])[0]["counts"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SOTRError(f"a mask's RLE is damaged: {' '.join(str(error).split())}") from error
+    if pixels != size[0] * size[1]:
+        raise SOTRError(f"a mask's run lengths add up to {pixels}, not to {size[0]} x {size[1]} pixels")
+    return plain

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,9 @@ def test_nothing_found():
 
 def test_original_size_without_padding():
     """The network saw 48 x 80 of a picture of 96 x 160; the rest of its 64 x 96 input is padding."""
-    (found,) = run(scene([(3, 0, 3.0, (2, 3, 8, 9)), (9, 1, 2.0, (21, 13, 24, 16))]), image=(48, 80), original=(96, 160))
+    (found,) = run(
+        scene([(3, 0, 3.0, (2, 3, 8, 9)), (9, 1, 2.0, (21, 13, 24, 16))]), image=(48, 80), original=(96, 160)
+    )
     assert found.image_size == (96, 160)
     np.testing.assert_array_equal(found.boxes_I4, [[16, 24, 64, 72]])  # the second lies in the padding alone
 
@@ -115,9 +118,11 @@ def test_hundreds_of_objects():
 
 def test_chunks_change_nothing(monkeypatch):
     torch.manual_seed(0)
-    predictions = scene([(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(36)])
+    predictions = scene(
+        [(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(36)]
+    )
     (whole,) = run(predictions, original=(90, 130), points_nms=False)
-    monkeypatch.setattr("sotr.decoding.decode.UPSAMPLED_PIXELS", 1)
+    monkeypatch.setattr(sys.modules["sotr.decoding.decode"], "UPSAMPLED_PIXELS", 1)
     (chunked,) = run(predictions, original=(90, 130), points_nms=False)
     assert len(whole) > 5
     assert whole.rles == chunked.rles

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
 from sotr.config import SOTRConfig
 from sotr.decoding.matrix_nms import matrix_nms
 from sotr.errors import SOTRError
-from sotr.instances import Instances
+from sotr.instances import Instances, encode_masks
 from sotr.network import DensePredictions
 
 UPSAMPLED_PIXELS = 16_000_000
@@ -142,12 +141,14 @@ def _select(scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, options
 
 def _rles(
     logits_Ihw: Tensor, image_size: tuple[int, int], original_size: tuple[int, int], threshold: float
-) -> list[dict[str, object] | None]:
+) -> list[dict[str, Any] | None]:
     """Upsample mask logits to the original picture, threshold and compress them; None where no pixel is left."""
+    if not len(logits_Ihw):
+        return []
     h, w = logits_Ihw.shape[1:]
     padded = (h * 4, w * 4)
     largest = max(padded[0] * padded[1], original_size[0] * original_size[1])
-    rles: list[dict[str, object] | None] = []
+    rles: list[dict[str, Any] | None] = []
     # The logit of the threshold: comparing there saves a sigmoid over every pixel.
     level = float(np.log(threshold / (1 - threshold)))
     for chunk in logits_Ihw.split(max(1, UPSAMPLED_PIXELS // largest)):
@@ -155,9 +156,8 @@ def _rles(
         full = full[..., : image_size[0], : image_size[1]]
         if tuple(full.shape[-2:]) != tuple(original_size):
             full = F.interpolate(full, size=original_size, mode="bilinear", align_corners=False)
-        masks = (full[0] > level).cpu().numpy()
-        filled = masks.any((1, 2))
-        # RLE runs down the columns, so the encoder wants each mask in Fortran order.
-        encoded = iter(coco_mask.encode(np.asfortranarray(masks[filled].transpose(1, 2, 0)).view(np.uint8)))
-        rles += [next(encoded) if any_pixel else None for any_pixel in filled]
+        masks_IHW = full[0] > level
+        filled = masks_IHW.flatten(1).any(1)
+        encoded = iter(encode_masks(masks_IHW[filled].cpu().numpy()))
+        rles += [next(encoded) if any_pixel else None for any_pixel in filled.tolist()]
     return rles

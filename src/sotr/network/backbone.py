@@ -1,9 +1,11 @@
 """The CNN of Figure 2: a timm backbone's C2..C5 and the feature pyramid P2..P6."""
 
 from collections import OrderedDict
+from typing import cast
 
 import timm
 import torch
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -28,7 +30,7 @@ class Backbone(nn.Module):
         try:
             # A first look on the meta device costs no memory and tells which feature maps to ask for.
             with torch.device("meta"):
-                strides = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+                strides = _feature_info(timm.create_model(name, features_only=True, pretrained=False)).reduction()
         except (RuntimeError, AttributeError, ValueError, TypeError) as error:
             raise SOTRError(f"backbone {name!r} cannot be built with timm's features_only: {error}") from None
         if missing := set(_BACKBONE_STRIDES) - set(strides):
@@ -39,11 +41,15 @@ class Backbone(nn.Module):
         # A stride may occur twice; the deeper map of that stride is the stage's output.
         indices = tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in _BACKBONE_STRIDES)
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
-        self.channels: list[int] = self.body.feature_info.channels()
+        self.channels: list[int] = _feature_info(self.body).channels()
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """C2..C5: maps of (B, channels[i], H / 4..32, W / 4..32)."""
         return list(self.body(images_B3HW))
+
+
+def _feature_info(model: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, model.feature_info)
 
 
 class FPN(nn.Module):

@@ -24,4 +24,3 @@ class KernelHead(nn.Linear):
         super().__init__(width, kernel_parameters)
         nn.init.normal_(self.weight, std=0.01)
         nn.init.zeros_(self.bias)
-

@@ -1,5 +1,7 @@
 """The multi-level upsampling module (section 3.2): P2..P5 to one feature map, from which masks are made."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,23 +20,29 @@ class MaskFeatures(nn.Module):
 
     def __init__(self, width: int, stage_channels: int, mask_channels: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList()
-        for doublings in UPSAMPLINGS:
-            stages = [_stage(width, stage_channels, 3)]
-            stages += [_stage(stage_channels, stage_channels, 3) for _ in range(doublings - 1)]
-            self.levels.append(nn.ModuleList(stages))
+        self.levels = nn.ModuleList(_Level(width, stage_channels, doublings) for doublings in UPSAMPLINGS)
         self.output = _stage(stage_channels, mask_channels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """P2..P5 of C channels -> (B, E, H / 4, W / 4), values >= 0."""
-        total: Tensor | None = None
-        for level, (stages, feature) in enumerate(zip(self.levels, features, strict=True)):
-            for stage in stages:
-                feature = stage(feature)
-                if level > 0:
-                    feature = F.interpolate(feature, scale_factor=2.0, mode="bilinear", align_corners=False)
-            total = feature if total is None else total + feature
-        return self.output(total)
+        maps = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
+        return self.output(maps[0] + maps[1] + maps[2] + maps[3])
+
+
+class _Level(nn.Sequential):
+    """The stages of one level: one per doubling, but at least one."""
+
+    def __init__(self, width: int, stage_channels: int, doublings: int) -> None:
+        channels = [width] + [stage_channels] * max(1, doublings)
+        super().__init__(*(_stage(*pair, kernel_size=3) for pair in pairwise(channels)))
+        self.doublings = doublings
+
+    def forward(self, feature: Tensor) -> Tensor:
+        for stage in self:
+            feature = stage(feature)
+            if self.doublings:
+                feature = F.interpolate(feature, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return feature
 
 
 def _stage(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:

@@ -22,8 +22,8 @@ class ConvolutionBlock(nn.Module):
         self.activation = nn.LeakyReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         # The branch has no normalisation of its own: starting it at zero keeps a deep stack's signal at its scale.
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""

@@ -1,0 +1,5 @@
+"""Trained models at work: pictures and folders in, results on disk out."""
+
+from sotr.prediction.predict import PredictionSummary, predict
+
+__all__ = ["PredictionSummary", "predict"]

@@ -1,0 +1,148 @@
+"""The files of a model folder, `config.json` and `model.safetensors`: written atomically, read strictly."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from sotr.config import SOTRConfig
+from sotr.decoding import DecodeOptions
+from sotr.errors import SOTRError
+from sotr.files import atomic_write
+
+FORMAT = 1
+"""Version of the model folder; to be raised when older software could no longer read it."""
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+
+
+class Description(NamedTuple):
+    """What config.json says."""
+
+    config: SOTRConfig
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    decode_options: DecodeOptions
+
+
+def write_description(path: Path, description: Description) -> None:
+    """Write config.json."""
+    plain = {
+        "format": FORMAT,
+        "architecture": description.config.to_dict(),
+        "class_names": list(description.class_names),
+        "category_ids": list(description.category_ids),
+        "decoding": asdict(description.decode_options),
+    }
+    with atomic_write(path, "w") as file:
+        file.write(_readable_json(plain))
+
+
+def write_weights(path: Path, network: nn.Module, half: bool) -> None:
+    """Write every tensor of `network` as safetensors, floats as float16 if `half` and it holds them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if half:
+        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+
+
+def _readable_json(description: Mapping[str, Any]) -> str:
+    """Indented JSON, with lists of numbers on one line each."""
+    text = json.dumps(description, indent=2, ensure_ascii=False)
+    number_list = re.compile(r"\[\s+(-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*)\s+\]")
+    return number_list.sub(lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text) + "\n"
+
+
+def read_description(path: Path) -> Description:
+    """Architecture, class names, category ids and decoding of a model's config.json, all checked."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SOTRError(f"{path} is missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise SOTRError(f"{path} cannot be read: {error}") from error
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise SOTRError(f'{path} does not describe a SOTR model: it has no "format" number')
+    if description["format"] > FORMAT:
+        raise SOTRError(
+            f"{path} has format {description['format']}, this version reads up to {FORMAT}; "
+            "install a newer sotr (pip install --upgrade sotr)"
+        )
+    keys = {"format", "architecture", "class_names", "category_ids", "decoding"}
+    if keys != set(description):
+        difference = ", ".join(sorted(keys ^ set(description)))
+        raise SOTRError(f"{path} should have exactly the keys {', '.join(sorted(keys))}; look at {difference}")
+    for key, kind in (("class_names", str), ("category_ids", int)):
+        values = description[key]
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise SOTRError(f"{path}: {key} must be a list of {'texts' if kind is str else 'whole numbers'}")
+    for key in ("architecture", "decoding"):
+        if not isinstance(description[key], dict):
+            raise SOTRError(f"{path}: {key} must be an object with named settings")
+    try:
+        config = SOTRConfig.from_dict(description["architecture"])
+        decode_options = _decode_options(description["decoding"])
+    except SOTRError as error:
+        raise SOTRError(f"{path}: {error}") from error
+    return Description(config, tuple(description["class_names"]), tuple(description["category_ids"]), decode_options)
+
+
+def _decode_options(values: Mapping[str, Any]) -> DecodeOptions:
+    """Decoding settings from JSON; absent ones keep their defaults."""
+    defaults = asdict(DecodeOptions())
+    for name, value in values.items():
+        if name not in defaults:
+            known = ", ".join(field.name for field in fields(DecodeOptions))
+            raise SOTRError(f"unknown decoding setting {name}; the settings are {known}")
+        kind = type(defaults[name])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise SOTRError(f"decoding setting {name} is {value!r}; it must look like {defaults[name]!r}")
+    return DecodeOptions(**values)
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point() or name.endswith(("running_mean", "running_var")):
+        return tensor
+    half = tensor.half()
+    return half if bool(half.isfinite().all()) else tensor
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill `network` from a safetensors file that must hold exactly its tensors; any float precision is cast."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise SOTRError(f"{path} is missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from None
+    except (SafetensorError, OSError) as error:
+        raise SOTRError(f"{path} is not a sound safetensors file ({error}); copy or download it again") from error
+
+    expected = network.state_dict()
+    problems = {
+        "missing": sorted(set(expected) - set(tensors)),
+        "unexpected": sorted(set(tensors) - set(expected)),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+        "of another type": [
+            f"{name} {tensors[name].dtype} instead of {tensor.dtype}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        lists = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            for kind, names in problems.items()
+            if names
+        )
+        raise SOTRError(f"{path} does not fit the architecture in {CONFIG_FILE} beside it: {lists}")
+    network.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})

@@ -1,0 +1,167 @@
+"""The files that `predict` writes, and their names."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sotr.files import atomic_write
+from sotr.instances import Instances
+
+OVERLAY_SUFFIX = ".overlay.png"
+PREDICTIONS_FILE, RESULTS_FILE, TABLE_FILE, MASKS_FOLDER = "predictions.json", "results.json", "objects.csv", "masks"
+_MASK_NAME = re.compile(r"\d{3,}\.png")
+
+
+def is_earlier_result(path: Path, out: Path) -> bool:
+    """Whether `path` looks like an overlay or a mask that an earlier run wrote to `out`."""
+    try:
+        inside = path.resolve().relative_to(out.resolve())
+    except ValueError:
+        return False
+    if len(inside.parts) == 1:
+        return path.name.endswith(OVERLAY_SUFFIX)
+    return len(inside.parts) == 3 and inside.parts[0] == MASKS_FOLDER and bool(_MASK_NAME.fullmatch(path.name))
+
+
+def printable(name: str) -> str:
+    """The file name with question marks for bytes that are not UTF-8, which can be neither printed nor put in JSON."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def relative_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
+    """The folder that holds all `paths`, and each path below it with forward slashes."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    try:
+        root = Path(os.path.commonpath([path.parent for path in absolute]))
+    except ValueError:  # on Windows, drives have nothing in common
+        return Path(), [printable(path.as_posix()) for path in absolute]
+    return root, [printable(path.relative_to(root).as_posix()) for path in absolute]
+
+
+def output_names(paths: Sequence[Path], file_names: Sequence[str], out: Path) -> list[str]:
+    """A name for the results of each picture: its stem where no other picture has it, else its path in one word, with
+    the ending if it takes that.
+
+    No two names are alike, even where case does not count, and no overlay or mask of that name is one of `paths`.
+
+    Args:
+        paths: the pictures.
+        file_names: their names as `relative_names` gives them.
+        out: the folder of the results.
+    """
+    folder = out.resolve()
+    pictures = {os.path.normcase(path.resolve()) for path in paths}
+    mask_folders = {os.path.dirname(picture) for picture in pictures}
+
+    words = [re.sub(r"[/\\:]+", "-", name) for name in file_names]
+    choices = [(path.stem, word.removesuffix(path.suffix)) for path, word in zip(paths, words, strict=True)]
+    frequencies = [Counter(choice[level].casefold() for choice in choices) for level in range(2)]
+    taken: set[str] = set()
+    names: list[str] = []
+    for choice, word in zip(choices, words, strict=True):
+        unique = (name for name, count in zip(choice, frequencies, strict=True) if count[name.casefold()] == 1)
+        wanted = next(unique, word)
+        name, number = wanted, 1
+        while (
+            name.casefold() in taken
+            or os.path.normcase(folder / f"{name}{OVERLAY_SUFFIX}") in pictures
+            or os.path.normcase(folder / MASKS_FOLDER / name) in mask_folders
+        ):
+            number += 1
+            name = f"{wanted}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+class ResultFiles:
+    """The open JSON and CSV files of one run; made by `result_files`."""
+
+    def __init__(
+        self, predictions: IO[str], results: IO[str], annotations: IO[str], table: IO[str] | None, head: dict[str, Any]
+    ) -> None:
+        self._predictions, self._results, self._annotations, self._table = predictions, results, annotations, table
+        self._pictures = 0
+        self._objects = 0
+        # The head is an object whose closing brace is still to come.
+        predictions.write(_json(head)[:-1] + ',\n"images": [')
+        results.write("[")
+
+    def add(self, file_name: str, instances: Instances) -> None:
+        """Append the objects of the next picture, whose image id is its number, from 1."""
+        height, width = instances.image_size
+        self._pictures += 1
+        image = {"id": self._pictures, "file_name": file_name, "width": width, "height": height}
+        self._predictions.write(("\n" if self._pictures == 1 else ",\n") + _json(image))
+        for result, area in zip(instances.to_coco(self._pictures), instances.areas_I, strict=True):
+            self._objects += 1
+            separator = "\n" if self._objects == 1 else ",\n"
+            annotation = {"id": self._objects, **result, "area": int(area), "iscrowd": 0}
+            self._annotations.write(separator + _json(annotation))
+            self._results.write(separator + _json(result))
+        if self._table is not None:
+            writer = csv.writer(self._table, lineterminator="\n")
+            if self._pictures == 1:
+                writer.writerow(["picture", *Instances.ROW_COLUMNS])
+            writer.writerows([file_name, *row.values()] for row in instances.to_rows())
+
+    def close(self) -> None:
+        """Bring the parts together; the files are whole after this."""
+        self._predictions.write('\n],\n"annotations": [')
+        self._annotations.seek(0)
+        shutil.copyfileobj(self._annotations, self._predictions)
+        self._predictions.write("\n]}\n")
+        self._results.write("\n]\n")
+
+
+@contextmanager
+def result_files(
+    out: Path, info: dict[str, Any], class_names: Sequence[str], category_ids: Sequence[int], table: bool
+) -> Iterator[ResultFiles]:
+    """Files that grow picture by picture, so that memory does not, and replace older ones when the block ends well."""
+    categories = [{"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)]
+    with ExitStack() as stack:
+        predictions = stack.enter_context(atomic_write(out / PREDICTIONS_FILE, "w"))
+        results = stack.enter_context(atomic_write(out / RESULTS_FILE, "w"))
+        rows = stack.enter_context(atomic_write(out / TABLE_FILE, "w")) if table else None
+        # A COCO file lists images, then annotations, but both come picture by picture: the latter wait here.
+        annotations = stack.enter_context(tempfile.TemporaryFile("w+", dir=out, encoding="utf-8"))
+        files = ResultFiles(predictions, results, annotations, rows, {"info": info, "categories": categories})
+        yield files
+        files.close()
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an HW3 RGB or HW grey picture."""
+    with atomic_write(path) as file:
+        Image.fromarray(image).save(file, format="PNG", compress_level=4)
+
+
+def write_masks(folder: Path, instances: Instances) -> None:
+    """Write each object's mask, 0 or 255 at the picture's size, to 000.png, 001.png, ... in order."""
+    for i in range(len(instances)):
+        mask_hw, x, y = instances.mask_crop(i)
+        canvas = np.zeros(instances.image_size, np.uint8)
+        canvas[y : y + mask_hw.shape[0], x : x + mask_hw.shape[1]] = mask_hw * np.uint8(255)
+        write_png(folder / f"{i:03d}.png", canvas)
+    # Masks of an earlier run that found more objects would pass for results of this one.
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _MASK_NAME.fullmatch(path.name) and int(path.stem) >= len(instances):
+                path.unlink()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

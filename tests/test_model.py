@@ -1,0 +1,359 @@
+"""Model folders: written, read back, refused; and prediction with them."""
+
+import json
+import shutil
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sotr
+from sotr import model as model_module
+from sotr.config import SOTRConfig
+from sotr.decoding import DecodeOptions
+from sotr.errors import SOTRError
+from sotr.instances import Instances
+from sotr.model import Segmenter, bundled_models, choose_device, load
+from sotr.network import SOTR
+
+# A random network scores everything low; these thresholds let some of it through.
+LENIENT = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=60, max_objects=20)
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    torch.manual_seed(0)
+    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=128, max_image_size=192))
+    return Segmenter(network, ["cat", "dog", "bird"], [3, 17, 90], LENIENT, "random", card="# A card\n")
+
+
+@pytest.fixture(scope="module")
+def saved(segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, not to be changed by tests."""
+    folder = tmp_path_factory.mktemp("models") / "pets"
+    segmenter.save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A model folder to spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "pets"))
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+    return np.array(small.resize((120, 90)))
+
+
+def same(first: Instances, second: Instances) -> bool:
+    return (
+        np.array_equal(first.scores_I, second.scores_I)
+        and np.array_equal(first.labels_I, second.labels_I)
+        and first.rles == second.rles
+    )
+
+
+def test_predicts_at_the_size_of_the_picture(segmenter: Segmenter, picture: np.ndarray) -> None:
+    found = segmenter.predict(picture)
+    assert 0 < len(found) <= 20
+    assert found.image_size == (90, 120)
+    assert found.class_names == ("cat", "dog", "bird")
+    assert found.category_ids == (3, 17, 90)
+    assert (np.diff(found.scores_I) <= 0).all()
+    assert found.scores_I.min() > 0.001
+
+
+def test_every_kind_of_picture_gives_the_same(segmenter: Segmenter, picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    expected = segmenter.predict(picture)
+    data = BytesIO(path.read_bytes())
+    for source in (path, str(path), Image.fromarray(picture), data.getvalue(), picture[:, ::-1][:, ::-1]):
+        assert same(segmenter.predict(source), expected)
+
+
+def test_a_list_gives_a_list_and_batches_change_nothing_for_equal_sizes(
+    segmenter: Segmenter, picture: np.ndarray
+) -> None:
+    pictures = [picture, picture[::-1].copy(), picture[:, ::-1].copy()]
+    one_by_one = segmenter.predict(pictures)
+    assert isinstance(one_by_one, list)
+    assert [same(a, segmenter.predict(b)) for a, b in zip(one_by_one, pictures, strict=True)] == [True] * 3
+    together = segmenter.predict(pictures, batch_size=2)
+    for alone, batched in zip(one_by_one, together, strict=True):
+        assert len(alone) == len(batched)
+        assert np.allclose(alone.scores_I, batched.scores_I, atol=1e-5)
+    assert segmenter.predict([]) == []
+
+
+def test_score_and_max_objects(segmenter: Segmenter, picture: np.ndarray) -> None:
+    found = segmenter.predict(picture)
+    middle = float(np.median(found.scores_I))
+    assert same(segmenter.predict(picture, score=middle), found[found.scores_I > middle])
+    assert same(segmenter.predict(picture, max_objects=3), found[:3])
+    # A lower score than the model's own lets more through; more objects than candidates can come out.
+    more = segmenter.predict(picture, score=0.0, max_objects=200)
+    assert len(more) > len(found)
+    assert segmenter.decode_options == LENIENT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": 3.0}, "score_threshold is 3.0"),
+        ({"max_objects": 0}, "max_objects must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_limits_out_of_range(segmenter: Segmenter, arguments: dict, message: str) -> None:
+    with pytest.raises(SOTRError, match=message):
+        segmenter.predict([], **arguments)
+
+
+@pytest.mark.parametrize(
+    "picture", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 7), np.uint8), np.zeros(5, np.uint8), "absent.png"]
+)
+def test_what_is_no_picture(segmenter: Segmenter, picture: object) -> None:
+    with pytest.raises(SOTRError):
+        segmenter.predict(picture)  # type: ignore[call-overload]
+
+
+def test_predicting_keeps_no_graph_and_no_training_mode(segmenter: Segmenter, picture: np.ndarray) -> None:
+    before = {name: value.clone() for name, value in segmenter.network.state_dict().items()}
+    segmenter.predict(picture)
+    assert not segmenter.network.training
+    assert all(torch.equal(before[name], value) for name, value in segmenter.network.state_dict().items())
+
+
+# Folders.
+
+
+def test_saved_and_loaded_is_the_same(segmenter: Segmenter, saved: Path, picture: np.ndarray) -> None:
+    loaded = Segmenter.load_folder(saved)
+    assert same(loaded.predict(picture), segmenter.predict(picture))
+    assert loaded.config == segmenter.config
+    assert loaded.class_names == segmenter.class_names
+    assert loaded.category_ids == segmenter.category_ids
+    assert loaded.decode_options == LENIENT
+    assert loaded.card == "# A card\n"
+    assert loaded.name == "pets"
+    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_config_is_readable(saved: Path) -> None:
+    text = (saved / "config.json").read_text()
+    assert json.loads(text)["format"] == 1
+    assert set(json.loads(text)) == {"format", "architecture", "class_names", "category_ids", "decoding"}
+    grids = SOTRConfig.preset("sotr-nano").grids
+    assert f'"grids": [{", ".join(map(str, grids))}]' in text  # on one line
+    assert '"category_ids": [3, 17, 90]' in text
+
+
+def test_half_precision(segmenter: Segmenter, saved: Path, tmp_path: Path, picture: np.ndarray) -> None:
+    segmenter.save(tmp_path / "half", half=True, card="# Small\n")
+    tensors = load_file(tmp_path / "half" / "model.safetensors")
+    kinds = {name: tensor.dtype for name, tensor in tensors.items()}
+    assert all(kind == torch.float32 for name, kind in kinds.items() if name.endswith(("running_mean", "running_var")))
+    assert {kind for name, kind in kinds.items() if name.endswith("num_batches_tracked")} == {torch.int64}
+    assert {kinds[name] for name, _ in segmenter.network.named_parameters()} == {torch.float16}
+    whole, half = ((path / "model.safetensors").stat().st_size for path in (saved, tmp_path / "half"))
+    assert half < 0.52 * whole
+
+    loaded = load(tmp_path / "half")
+    assert {tensor.dtype for tensor in loaded.network.parameters()} == {torch.float32}
+    assert loaded.card == "# Small\n"
+    for name, tensor in segmenter.network.state_dict().items():
+        assert torch.allclose(loaded.network.state_dict()[name].double(), tensor.double(), rtol=1e-3, atol=1e-7)
+    assert len(loaded.predict(picture)) > 0
+
+
+def test_weights_beyond_half_precision_are_kept(tmp_path: Path) -> None:
+    network = SOTR(SOTRConfig.preset("sotr-nano", num_classes=1))
+    name, parameter = next(iter(network.named_parameters()))
+    with torch.no_grad():
+        parameter.flatten()[0] = 1e6
+    Segmenter(network, ["x"], [1]).save(tmp_path, half=True)
+    assert load_file(tmp_path / "model.safetensors")[name].dtype == torch.float32
+    loaded = dict(load(tmp_path).network.named_parameters())[name]
+    assert loaded.flatten()[0] == 1e6
+
+
+def test_the_hub_interface_writes_the_same_folder(segmenter: Segmenter, tmp_path: Path, picture: np.ndarray) -> None:
+    segmenter.save_pretrained(tmp_path / "hub")
+    again = Segmenter.from_pretrained(tmp_path / "hub")
+    assert same(again.predict(picture), segmenter.predict(picture))
+    assert (tmp_path / "hub" / "README.md").read_text() == "# A card\n"
+    Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 3]).save_pretrained(tmp_path / "no card")
+    card = (tmp_path / "no card" / "README.md").read_text()
+    assert "library_name: sotr" in card
+    assert "sotr.load(" in card
+
+
+def test_a_failed_save_leaves_the_old_folder(
+    segmenter: Segmenter, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    broken = Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 3], name="broken")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # cannot be replaced by a file
+    with pytest.raises(SOTRError, match="cannot write the model folder"):
+        broken.save(folder)
+    assert not list(folder.glob(".*"))
+    assert (folder / "README.md").read_bytes() == before["README.md"]
+
+
+def test_load_finds_folders_and_runs(saved: Path, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run7"
+    shutil.copytree(saved, run / "model")
+    assert sotr.load(run).name == "run7"
+    assert sotr.load(str(folder)).name == "pets"
+    assert sotr.load(run / "model").class_names == ("cat", "dog", "bird")
+
+
+def test_bundled_models_come_first(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(saved, tmp_path / "package" / "pets")
+    (tmp_path / "here" / "pets").mkdir(parents=True)  # say, a data set of the same name
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(model_module, "BUNDLED_MODELS", tmp_path / "package")
+    assert bundled_models() == ("pets",)
+    assert load("pets").name == "pets"
+    with pytest.raises(SOTRError, match="holds no model"):
+        load("./pets")
+    with pytest.raises(SOTRError, match=r"there is no model 'pest'.*bundled models \(pets\)"):
+        load("pest")
+
+
+def test_every_bundled_model_loads_and_has_a_card() -> None:
+    for name in bundled_models():
+        bundled = load(name)
+        assert bundled.name == name
+        assert bundled.card
+        assert all(tensor.isfinite().all() for tensor in bundled.network.parameters())
+
+
+def test_a_hub_id_without_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(hub_id: str, **options: object) -> str:
+        raise ConnectionError(f"no route to {hub_id}\nand more")
+
+    # The only thing replaced is the network.
+    monkeypatch.setattr(model_module, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SOTRError, match=r"someone/cells is no folder here, nor .* no route to someone/cells") as caught:
+        load("someone/cells")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SOTRError, match="there is no model"):
+        load("a/b/c")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_damaged_config(folder: Path) -> None:
+    config = folder / "config.json"
+    whole = config.read_text()
+    for spoilt, message in (
+        (whole[: len(whole) // 2], r"config\.json cannot be read"),
+        ("[]", 'no "format" number'),
+        (whole.replace('"format": 1', '"format": 2'), "has format 2, this version reads up to 1; install a newer"),
+        (whole.replace('"dog"', "7"), "class_names must be a list of texts"),
+        (whole.replace("17", "3"), "same category id"),
+        (whole.replace('"width": 96', '"width": 97'), r"config\.json: .*width 97 is not divisible"),
+        (whole.replace('"width": 96', '"breadth": 96'), r"config\.json: unknown setting breadth"),
+        (whole.replace('"points_nms": true', '"points_nms": 1'), "points_nms is 1; it must look like True"),
+        (whole.replace('"points_nms"', '"lines_nms"'), "unknown decoding setting lines_nms"),
+        (whole.replace('"class_names"', '"names"'), "should have exactly the keys .* look at class_names, names"),
+    ):
+        assert spoilt != whole
+        config.write_text(spoilt)
+        with pytest.raises(SOTRError, match=message) as caught:
+            Segmenter.load_folder(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_classes_must_match_the_network(folder: Path) -> None:
+    edit(folder, class_names=["cat", "dog"])
+    with pytest.raises(SOTRError, match="the network has 3 classes, but there are 2 class names and 3 category ids"):
+        Segmenter.load_folder(folder)
+
+
+def test_damaged_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    for spoilt in (content[:100], content[: len(content) // 2], b"", b"\xff" * 64):
+        weights.write_bytes(spoilt)
+        with pytest.raises(SOTRError, match=r"model\.safetensors is not a sound safetensors file") as caught:
+            Segmenter.load_folder(folder)
+        assert "\n" not in str(caught.value)
+    weights.unlink()
+    with pytest.raises(SOTRError, match=r"model\.safetensors is missing"):
+        Segmenter.load_folder(folder)
+
+
+def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    names = sorted(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim)
+    changed = dict(tensors)
+    for name in names[:7]:
+        del changed[name]
+    changed["stranger.weight"] = torch.zeros(2)
+    changed[names[7]] = torch.zeros(1, 2, 3, 4, 5)
+    changed[names[8]] = changed[names[8]].to(torch.int64)
+    save_file(changed, weights)
+    with pytest.raises(SOTRError) as caught:
+        Segmenter.load_folder(folder)
+    message = str(caught.value)
+    assert f"7 missing: {', '.join(names[:5])}, ..." in message
+    assert names[5] not in message
+    assert "1 unexpected: stranger.weight" in message
+    assert f"1 of another shape: {names[7]} (1, 2, 3, 4, 5) instead of {tuple(tensors[names[7]].shape)}" in message
+    assert f"1 of another type: {names[8]}" in message
+    assert "\n" not in message
+
+
+def test_places_that_hold_no_model(saved: Path, tmp_path: Path) -> None:
+    for place, message in (
+        (tmp_path, "holds no model"),
+        (saved / "model.safetensors", "is a file; give the folder"),
+        ("no such model", "there is no model 'no such model'"),
+    ):
+        with pytest.raises(SOTRError, match=message):
+            load(place)
+    with pytest.raises(SOTRError, match=r"config\.json is missing"):
+        Segmenter.load_folder(tmp_path)
+
+
+def test_devices(segmenter: Segmenter) -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
+    with pytest.raises(SOTRError, match="there is no device 'toaster'"):
+        choose_device("toaster")
+    with pytest.raises(SOTRError, match="device cuda:99 is not there"):
+        choose_device("cuda:99")
+
+
+def test_names_and_ids_of_a_segmenter_are_checked(segmenter: Segmenter) -> None:
+    with pytest.raises(SOTRError, match="2 class names"):
+        Segmenter(segmenter.network, ["a", "b"], [1, 2])
+    with pytest.raises(SOTRError, match="same category id"):
+        Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 2])
+
+
+def test_public_names() -> None:
+    assert all(getattr(sotr, name) is not None for name in sotr.__all__ if name not in ("train", "evaluate"))
+    assert set(sotr.__all__) <= set(dir(sotr))
+    assert sotr.__version__.count(".") >= 1
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = sotr.nonsense
