@@ -138,13 +138,14 @@ _PRESETS = {
     "sotr-r50": SOTRConfig(),
     "sotr-r101": SOTRConfig(backbone="resnet101"),
     "sotr-rt-r50": SOTRConfig(depth=2, image_size=736, max_image_size=1226),
-    # For CPUs and small data: half the paper's picture, so half its scale ranges.
+    # For CPUs and small data: half the paper's picture, so half its scale ranges and fewer cells.
     "sotr-nano": SOTRConfig(
         backbone="resnet10t",
         width=96,
         depth=2,
         heads=4,
         mlp_ratio=2.0,
+        grids=(40, 24, 16, 12, 8),
         scale_ranges=((1, 48), (24, 96), (48, 192), (96, 384), (192, 2048)),
         mask_stage_channels=64,
         mask_channels=128,

@@ -1,0 +1,49 @@
+# make demo    install what is needed, then segment the nuclei of a real microscopy picture
+# make test    install what is needed, then run the tests
+# make check   lint, format and types
+# make format  rewrite the code in the agreed format
+# make clean   remove the environment and everything generated
+#
+# Needs nothing but python3 (3.11 or later), make and git. VENV=folder and PYTHON=interpreter choose others.
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo $$python; break; fi; done)
+# The picture of the demo; by default one that scikit-image carries in its wheel.
+PICTURE ?= $(shell $(VENV)/bin/python -c 'import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data" / "ihc.png")')
+DEMO_OUT ?= predictions/demo
+
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check format clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time this takes some minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/sotr predict "$(PICTURE)" --model nuclei --out "$(DEMO_OUT)"
+	@echo "overlay: $$(ls "$(DEMO_OUT)"/*.overlay.png)"
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP)
+	@$(BIN)/ruff check src tests
+	@$(BIN)/ruff format --check src tests
+	@$(BIN)/mypy
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix src tests
+	@$(BIN)/ruff format src tests
+
+clean:
+	rm -rf $(VENV) build dist predictions .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,183 @@
+"""The command line: each command is the signature and the docstring of a public function, nothing more.
+
+Exit codes: 0 done, 1 done with failures listed, 2 bad input, 130 interrupted. With SOTR_DEBUG=1 in the environment
+errors show where they come from.
+"""
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+
+from sotr.errors import SOTRError
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command's function lives; it is imported only when the command is called, so that help is quick."""
+
+    module: str
+    help: str
+    positional: tuple[str, ...] = ()
+    """Optional parameters to be given without a flag; required ones always are."""
+    extra: str | None = None
+    """The extra of this package that the command needs."""
+
+
+COMMANDS = {
+    "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
+    "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
+    "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
+    "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
+}
+"""Command -> its function, which has the command's name."""
+
+DESCRIPTION = "SOTR: instance segmentation with transformers. `sotr COMMAND --help` explains a command."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs `arguments` (default: those of the process) and exits with the code they deserve."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit code; `--help`, `--version` and `--print_config` exit by themselves."""
+    try:
+        words = [_with_hyphens(word) for word in arguments]
+        chosen = next((word for word in words if not word.startswith("-")), None)
+        parser, function = build_parser(chosen)
+        if not words:
+            parser.print_help()
+            return 0
+        settings = parser.parse_args(words)
+        if function is None or chosen is None:
+            raise SOTRError(f"name a command: {', '.join(COMMANDS)}")
+        values = settings[chosen].as_dict()
+        values.pop("config", None)
+        result = function(**values)
+        return 1 if getattr(result, "failures", None) else 0
+    except (SOTRError, ArgumentError) as error:
+        if os.environ.get("SOTR_DEBUG") == "1":
+            raise
+        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any] | None]:
+    """The parser, with the arguments of the chosen command only, and that command's function.
+
+    Raises:
+        SOTRError: the packages that the command needs are not installed.
+    """
+    parser = ArgumentParser(
+        prog="sotr", description=DESCRIPTION, version=version("sotr"), exit_on_error=False, allow_abbrev=False
+    )
+    commands = parser.add_subcommands(required=False, dest="command", metavar="COMMAND")
+    chosen_function = None
+    for name, command in COMMANDS.items():
+        if name == chosen:
+            chosen_function = _import(name, command)
+            subparser = command_parser(chosen_function, command.positional)
+        else:
+            subparser = ArgumentParser(exit_on_error=False)
+        commands.add_subcommand(name, subparser, help=command.help)
+    return parser, chosen_function
+
+
+def command_parser(function: Callable[..., Any], positional: Sequence[str] = ()) -> ArgumentParser:
+    """Turn a function's parameters into arguments: required ones and `positional` by position, the others as flags.
+
+    Help comes from the docstring; a bool becomes --name / --no-name; `--config FILE.yaml` sets several at once.
+    """
+    documentation = parse_docstring(function.__doc__ or "")
+    helps = {name.strip(): entry.description for entry in documentation.params for name in entry.arg_name.split(",")}
+    types_of = get_type_hints(function)
+    parser = ArgumentParser(description=documentation.short_description, exit_on_error=False, allow_abbrev=False)
+    for name, parameter in inspect.signature(function).parameters.items():
+        value_type = types_of.get(name, str)
+        options: dict[str, Any] = {"help": " ".join((helps.get(name) or name).split())}
+        required = parameter.default is inspect.Parameter.empty
+        if required or name in positional:
+            many = _is_list(value_type)
+            options |= {"type": str if many else _plain_type(value_type), "metavar": name.upper()}
+            if many:
+                parser.add_argument(name, nargs="+", **options)
+            elif required:
+                parser.add_argument(name, **options)
+            else:
+                parser.add_argument(name, nargs="?", default=parameter.default, **options)
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        options["default"] = parameter.default
+        if value_type is bool:
+            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **options)
+        else:
+            parser.add_argument(flag, type=_plain_type(value_type), **options)
+    parser.add_argument("--config", action="config", help="YAML file with settings by name; flags after it win.")
+    return parser
+
+
+def _import(name: str, command: Command) -> Callable[..., Any]:
+    """The function of a command."""
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(command.module), name)
+    except ModuleNotFoundError as error:
+        if command.extra is None or (error.name or "").startswith("sotr"):
+            raise
+        raise SOTRError(
+            f"sotr {name} needs the package {error.name}; install it with: pip install 'sotr[{command.extra}]'"
+        ) from error
+    return function
+
+
+def _with_hyphens(word: str) -> str:
+    """`--max_objects=3` -> `--max-objects=3`: flags may be spelt like the parameters they set."""
+    if not word.startswith("--") or word.startswith("--print_"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def _one_line(error: Exception, arguments: Sequence[str]) -> str:
+    """The error's message on one line, without the inner life of the parser."""
+    message = " ".join(str(error).split()).replace('Parser key "config": ', "--config: ")
+    if message.startswith("Problems parsing config"):
+        # The parser does not say which file it was.
+        files = re.findall(r"--config[= ](\S+)", " ".join(arguments))
+        return f"{', '.join(files) or '--config'} is not valid YAML{message.removeprefix('Problems parsing config')}"
+    wrong_value = re.match(r'Parser key "(?:\w+\.)?(\w+)": .*(?:Given|Got) value: (.*)', message)
+    if not wrong_value:
+        return message
+    name, value = wrong_value.groups()
+    return f"{name.replace('_', '-')} cannot be {value}; see --help for what it takes"
+
+
+def _is_list(value_type: Any) -> bool:
+    origin = get_origin(value_type)
+    return isinstance(origin, type) and issubclass(origin, Sequence)
+
+
+def _plain_type(value_type: Any) -> Any:
+    """On a command line a path is a word: `str | Path` -> `str`, `str | Path | None` -> `str | None`."""
+    if get_origin(value_type) not in (Union, types.UnionType):
+        return value_type
+    members = get_args(value_type)
+    if str not in members:
+        return value_type
+    return str | None if type(None) in members else str
+
+
+if __name__ == "__main__":
+    main()

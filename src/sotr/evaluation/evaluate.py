@@ -1,0 +1,229 @@
+"""`sotr evaluate`: a model against a data set's own annotations."""
+
+import json as jsonlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sotr.data.batches import eval_loader
+from sotr.data.coco import CocoDataset, find_data
+from sotr.decoding import decode
+from sotr.errors import SOTRError
+from sotr.evaluation.coco import Metrics, coco_metrics
+from sotr.model import Segmenter, load
+
+UNKNOWN_CLASS = -1
+"""Stands for a class of the model that the data set does not have."""
+
+
+def evaluate(
+    data: str | Path,
+    model: str | Path | Segmenter = "nuclei",
+    split: str = "val",
+    max_dets: int = 100,
+    batch_size: int = 1,
+    device: str = "auto",
+    json: bool = False,
+    quiet: bool = False,
+    train_json: str | Path | None = None,
+    val_json: str | Path | None = None,
+    images: str | Path | None = None,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Measure a model's COCO mask AP and AR on annotated pictures.
+
+    The model's classes are matched to the data set's by name; order and ids may differ. Areas are those of the masks.
+
+    Args:
+        data: folder with COCO annotations and pictures, in any of the layouts of `sotr train`.
+        model: a bundled model, a model or run folder, or a hub id (in Python also a loaded model, which stays on its
+            device).
+        split: which part of the data to measure on, val or train.
+        max_dets: detections per picture that are made and counted; COCO's own is 100, crowded pictures need more.
+        batch_size: pictures that go through the network together.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        json: print one JSON object on standard output instead of tables.
+        quiet: print no progress and no tables.
+        train_json: annotation file of split train, where `data` has another layout.
+        val_json: annotation file of split val, where `data` has another layout.
+        images: folder of the pictures, where `data` has another layout.
+        workers: processes that load pictures; 0 loads them in this one.
+
+    Returns:
+        AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
+        "per_class" (name -> AP, AP50, objects), max_dets, images, objects, detections, seconds, model, data and split.
+
+    Raises:
+        SOTRError: the data or the model cannot be used, or they have no class in common.
+    """
+    if split not in ("val", "train"):
+        raise SOTRError(f"there is no split {split!r}; choose val or train")
+    for name, value, least in (("max_dets", max_dets, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise SOTRError(f"{name} is {value}; it must be at least {least}")
+    only: Literal["val", "train"] = "val" if split == "val" else "train"
+    found = find_data(data, train_json=train_json, val_json=val_json, images=images, only=only)
+    dataset = found.val if split == "val" else found.train
+    if dataset is None or not len(dataset):
+        raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
+    segmenter = model if isinstance(model, Segmenter) else load(model, device)
+
+    messages = Console(stderr=True, quiet=quiet, soft_wrap=True)
+    category_ids = match_classes(segmenter.class_names, dataset.class_names, dataset.category_ids)
+    if absent := sorted(set(dataset.class_names) - set(segmenter.class_names)):
+        messages.print(f"the model does not know, and so scores 0 on: {escape(', '.join(absent))}")
+
+    started = time.perf_counter()
+    progress = Progress(
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        transient=True,
+        disable=quiet or not messages.is_terminal,
+    )
+    with progress:
+        task = progress.add_task("evaluating", total=len(dataset))
+        results = detect(
+            segmenter,
+            dataset,
+            category_ids,
+            max_dets=max_dets,
+            batch_size=batch_size,
+            workers=workers,
+            on_pictures=lambda count: progress.advance(task, count),
+        )
+    seconds = time.perf_counter() - started
+    metrics = coco_metrics(dataset.truth(), results, max_dets=max_dets)
+
+    report = {
+        "model": segmenter.name,
+        "data": str(data),
+        "split": split,
+        **metrics.to_dict(),
+        "seconds": round(seconds, 3),
+    }
+    if json:
+        sys.stdout.write(jsonlib.dumps(report, ensure_ascii=False) + "\n")
+    elif not quiet:
+        _show(metrics, Console(highlight=False), f"{segmenter.name} on {data} ({split})", seconds)
+    return report
+
+
+def match_classes(
+    model_names: Sequence[str], data_names: Sequence[str], data_category_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """The data set's category id of each of the model's classes, matched by name; `UNKNOWN_CLASS` where it has none.
+
+    Raises:
+        SOTRError: no name is common to both.
+    """
+    id_of = dict(zip(data_names, data_category_ids, strict=True))
+    matched = tuple(id_of.get(name, UNKNOWN_CLASS) for name in model_names)
+    if not set(model_names) & set(data_names):
+        raise SOTRError(
+            f"the model and the data have no class in common: the model knows {_some(model_names)}, "
+            f"the data has {_some(data_names)}; give them the same names"
+        )
+    return matched
+
+
+@torch.inference_mode()
+def detect(
+    segmenter: Segmenter,
+    dataset: CocoDataset,
+    category_ids: Sequence[int],
+    *,
+    max_dets: int = 100,
+    batch_size: int = 1,
+    workers: int = 0,
+    on_pictures: Callable[[int], object] = lambda count: None,
+) -> list[dict[str, Any]]:
+    """COCO results of a model on all pictures of a data set.
+
+    Args:
+        category_ids: of each of the model's classes, as `match_classes` gives them; detections of `UNKNOWN_CLASS`
+            are left out.
+        max_dets: objects per picture.
+        on_pictures: told the number of pictures of each batch when it is done.
+    """
+    # More candidates than objects, for Matrix NMS will weed some out.
+    options = replace(segmenter.decode_options, max_objects=max_dets, max_candidates=max(500, 2 * max_dets))
+    loader = eval_loader(
+        dataset,
+        segmenter.config,
+        batch_size=batch_size,
+        workers=workers,
+        pin_memory=segmenter.device.type == "cuda",
+    )
+    results: list[dict[str, Any]] = []
+    for batch in loader:
+        found = decode(
+            segmenter.network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
+            batch.image_sizes,
+            batch.original_sizes,
+            options,
+            config=segmenter.config,
+            class_names=segmenter.class_names,
+            category_ids=category_ids,
+        )
+        for image_id, instances in zip(batch.image_ids, found, strict=True):
+            results += [item for item in instances.to_coco(image_id) if item["category_id"] != UNKNOWN_CLASS]
+        on_pictures(len(batch))
+    return results
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    """The names, or the first of them."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _show(metrics: Metrics, console: Console, title: str, seconds: float) -> None:
+    """Tables of the metrics."""
+    speed = metrics.images / seconds if seconds else 0.0
+    summary = f"{escape(title)}: {metrics.images} pictures, {metrics.objects} objects, {speed:.2f} pictures/s"
+    console.print(summary, soft_wrap=True)
+    table = Table(title="mask metrics", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in ("all", "IoU 0.50", "IoU 0.75", "small", "medium", "large"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        "AP", *map(number, (metrics.AP, metrics.AP50, metrics.AP75, metrics.AP_S, metrics.AP_M, metrics.AP_L))
+    )
+    table.add_row(
+        f"AR, at most {metrics.max_dets}",
+        number(metrics.AR),
+        "",
+        "",
+        *map(number, (metrics.AR_S, metrics.AR_M, metrics.AR_L)),
+    )
+    console.print(table)
+    if len(metrics.per_class) > 1:
+        console.print(class_table(metrics))
+
+
+def class_table(metrics: Metrics) -> Table:
+    """One row per class: AP, AP50 and the number of true objects."""
+    table = Table(title="per class", title_justify="left")
+    table.add_column("class")
+    for name in ("AP", "AP50", "objects"):
+        table.add_column(name, justify="right")
+    for name, one in metrics.per_class.items():
+        table.add_row(escape(name), number(one.AP), number(one.AP50), f"{one.objects:,}")
+    return table
+
+
+def number(value: float | None) -> str:
+    """A metric for a table, "-" where it is undefined."""
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,149 @@
+"""What a network is made of: parameters and multiply-accumulates of each component."""
+
+import json as jsonlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from sotr.config import INPUT_DIVISOR, PRESETS, SOTRConfig
+from sotr.errors import SOTRError
+from sotr.network import SOTR
+
+TYPICAL_PICTURE = (480, 640)
+"""Height and width of most COCO pictures; the default input is what preprocessing makes of it."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """Cost of one submodule: `parameters` and `macs`, multiply-accumulates of a forward pass at batch 1."""
+
+    parameters: int
+    macs: int
+
+
+def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, Component]:
+    """Parameters and multiply-accumulates of each component of the network and, under "total", of all.
+
+    One multiplication with its addition is 1 MAC. Counted are convolutions, matrix products and attention; norms,
+    activations and resampling are not. Nothing is computed: the network runs on PyTorch's meta device.
+
+    Args:
+        height, width: of the input, in pixels, multiples of 32.
+
+    Raises:
+        SOTRError: `height` or `width` is not a positive multiple of 32.
+    """
+    if min(height, width) < 1 or height % INPUT_DIVISOR or width % INPUT_DIVISOR:
+        raise SOTRError(f"the input is {height} x {width}; height and width must be multiples of {INPUT_DIVISOR}")
+    with torch.device("meta"):
+        network = SOTR(config).eval()
+        images_B3HW = torch.zeros(1, 3, height, width)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(images_B3HW)
+    flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+    components = {
+        name: Component(
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            # The counter takes a multiplication and its addition for two operations.
+            macs=flops.get(f"{type(network).__name__}.{name}", 0) // 2,
+        )
+        for name, module in network.named_children()
+    }
+    components["total"] = Component(
+        parameters=sum(parameter.numel() for parameter in network.parameters()), macs=counter.get_total_flops() // 2
+    )
+    return components
+
+
+def info(
+    model: str = "nuclei",
+    height: int | None = None,
+    width: int | None = None,
+    json: bool = False,
+) -> dict[str, Any]:
+    """Show what a model is made of: parameters and multiply-accumulates per component, classes, input size.
+
+    One multiplication with its addition counts as 1 MAC; norms, activations and resampling are not counted.
+
+    Args:
+        model: an architecture (sotr-r50, sotr-r101, sotr-rt-r50, sotr-nano), a bundled model, a model or run folder,
+            or a hub id.
+        height: height of the network's input in pixels, a multiple of 32; by default that of a 480 x 640 picture
+            after preprocessing.
+        width: width of the network's input in pixels, a multiple of 32; default likewise.
+        json: print one JSON object instead of tables.
+
+    Returns:
+        "model", "height", "width", "components" (name -> parameters and macs, with "total"), "class_names" (None for
+        a bare architecture) and "architecture" (all settings).
+
+    Raises:
+        SOTRError: there is no such model, or the size is not a multiple of 32.
+    """
+    class_names: list[str] | None = None
+    if model in PRESETS:
+        config = SOTRConfig.preset(model)
+    else:
+        from sotr.model import load
+
+        segmenter = load(model)
+        config, class_names = segmenter.config, list(segmenter.class_names)
+    default_height, default_width = _default_input(config)
+    height = default_height if height is None else height
+    width = default_width if width is None else width
+    components = count_components(config, height, width)
+    report: dict[str, Any] = {
+        "model": model,
+        "height": height,
+        "width": width,
+        "components": {name: asdict(component) for name, component in components.items()},
+        "class_names": class_names,
+        "architecture": config.to_dict(),
+    }
+    if json:
+        print(jsonlib.dumps(report))  # noqa: T201
+    else:
+        _show(report, components)
+    return report
+
+
+def _default_input(config: SOTRConfig) -> tuple[int, int]:
+    """Input size that preprocessing and padding make of the typical picture."""
+    from sotr.data.transforms import resized_size
+
+    resized = resized_size(*TYPICAL_PICTURE, config.image_size, config.max_image_size)
+    height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in resized)
+    return height, width
+
+
+def _show(report: dict[str, Any], components: dict[str, Component]) -> None:
+    """The report as tables on standard output."""
+    console = Console(highlight=False)
+    architecture = report["architecture"]
+    table = Table(
+        title=f"{escape(report['model'])}, input {report['height']} x {report['width']}", title_justify="left"
+    )
+    table.add_column("component")
+    table.add_column("parameters", justify="right")
+    table.add_column("GMAC", justify="right")
+    for name, component in components.items():
+        if name == "total":
+            table.add_section()
+        table.add_row(name, f"{component.parameters:,}", f"{component.macs / 1e9:.3f}")
+    console.print(table)
+    console.print(
+        f"backbone {architecture['backbone']}, width {architecture['width']}, depth {architecture['depth']}, "
+        f"heads {architecture['heads']}, grids {architecture['grids']}, shortest edge {architecture['image_size']} px "
+        f"(longest at most {architecture['max_image_size']})"
+    )
+    names = report["class_names"]
+    if names is None:
+        console.print("an architecture without weights; counted with 80 classes")
+    else:
+        console.print(f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(escape(n) for n in names)}")

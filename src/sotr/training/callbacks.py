@@ -1,0 +1,335 @@
+"""What happens around the training steps: averaged weights, checkpoints, validation, logs."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from sotr.data.batches import Batch, EpochSampler
+from sotr.errors import SOTRError
+from sotr.evaluation.coco import Metrics
+from sotr.files import atomic_write
+from sotr.training.display import Display, Interrupts, Stop
+from sotr.training.module import SOTRModule
+
+SAVE_EVERY_SECONDS = 300.0
+"""Longest time of training that a crash can cost."""
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and that cannot run code when loaded."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a temporary file, then replace `path`."""
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Tensors and plain values only.
+
+        Raises:
+            SOTRError: if the file is damaged or not a checkpoint.
+        """
+        return load_checkpoint(path)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU; tensors and plain values only.
+
+    Raises:
+        SOTRError: if the file is missing, damaged or not a checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SOTRError(f"{path} is not a checkpoint that can be read ({reason}); restore it or train anew") from None
+    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
+        raise SOTRError(f"{path} is not a checkpoint of a training; restore it or train anew")
+    return checkpoint
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of all weights and buffers.
+
+    Args:
+        decay: in step t (from 1) the average keeps min(decay, (1 + t) / (10 + t)) of itself, so that it follows
+            quickly at first and a short run is not averaged with its random start.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=True)
+        self._decay = decay
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update after an optimiser step; unlike AveragedModel's own update it never waits for the device."""
+        step = trainer.global_step
+        if step <= self._latest_update_step:
+            return
+        assert self._average_model is not None
+        decay = min(self._decay, (1 + step) / (10 + step))
+        average = self._average_model.module
+        floats: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for mine, theirs in zip(_tensors(average), _tensors(pl_module), strict=True):
+            if mine.is_floating_point():
+                floats[0].append(mine)
+                floats[1].append(theirs)
+            else:
+                mine.copy_(theirs)
+        torch._foreach_lerp_(floats[0], floats[1], 1 - decay)
+        self._latest_update_step = step
+
+    @contextmanager
+    def in_place_of(self, module: SOTRModule) -> Iterator[None]:
+        """The averaged weights in the module, the current ones after the block."""
+        self._swap_models(module)
+        try:
+            yield
+        finally:
+            self._swap_models(module)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
+    for parameter in module.parameters():
+        yield parameter.detach()
+    yield from module.buffers()
+
+
+class RunKeeper(Callback):
+    """Keeps a run folder: `last.ckpt`, `best.ckpt`, validation, logs, and the state that a resumed run continues.
+
+    Args:
+        folder: of the run.
+        sampler: whose position is saved and restored.
+        display: for progress.
+        interrupts: looked at after each step.
+        validate: measures a module; None without validation pictures. It may raise `Stop`.
+        average: the averaged weights, if any.
+        after_validation: called when the logs are up to date, for instance to draw the curves.
+        log_every: steps between two rows of the logs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sampler: EpochSampler,
+        display: Display,
+        interrupts: Interrupts,
+        validate: Callable[[SOTRModule], Metrics] | None,
+        average: AveragedWeights | None,
+        after_validation: Callable[[], None],
+        log_every: int,
+    ) -> None:
+        self.last_path = folder / "checkpoints" / "last.ckpt"
+        self.best_path = folder / "checkpoints" / "best.ckpt"
+        self.best: dict[str, Any] | None = None
+        """Metrics of the best validation so far, with its "epoch" (from 1)."""
+        self.latest: dict[str, Any] | None = None
+        """Metrics of the latest validation, with its "epoch" (from 1)."""
+        self.seconds = 0.0
+        """Wall time of all parts of the run."""
+        self.finished = False
+        self._sampler, self._display, self._interrupts = sampler, display, interrupts
+        self._validate, self._average, self._after_validation = validate, average, after_validation
+        self._log_every = log_every
+        self._without_better = 0
+        self._position = (0, 0)
+        self._unvalidated_epoch: int | None = None
+        self._clock = self._saved_at = time.monotonic()
+        self._pictures, self._pictures_since = 0, self._clock
+        self._epoch_loss: Tensor | None = None
+        self._epoch_steps = 0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs done."""
+        return self._position[0]
+
+    # What a checkpoint holds of this callback, and how it comes back.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values only."""
+        return {
+            "position": list(self._position),
+            "unvalidated_epoch": self._unvalidated_epoch,
+            "best": self.best,
+            "latest": self.latest,
+            "without_better": self._without_better,
+            "seconds": self._elapsed(),
+            "finished": self.finished,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called before the loader starts, so that the first epoch begins at the saved position."""
+        epoch, start = state_dict["position"]
+        self._position = (epoch, start)
+        self._sampler.set_position(epoch, start)
+        self._unvalidated_epoch = state_dict["unvalidated_epoch"]
+        self.best, self.latest = state_dict["best"], state_dict["latest"]
+        self._without_better = state_dict["without_better"]
+        self.seconds = state_dict["seconds"]
+        self.finished = state_dict["finished"]
+
+    def _elapsed(self) -> float:
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        return self.seconds
+
+    def _save_last(self, trainer: pl.Trainer, module: SOTRModule) -> None:
+        module.check_losses(wait=True)
+        trainer.save_checkpoint(self.last_path)
+        self._saved_at = time.monotonic()
+
+    # The course of the training.
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts; a validation that was interrupted comes first."""
+        assert isinstance(pl_module, SOTRModule)
+        self._clock = self._pictures_since = time.monotonic()
+        self.catch_up(trainer, pl_module)
+        self._begin_epoch(trainer)
+
+    def catch_up(self, trainer: pl.Trainer, module: SOTRModule) -> None:
+        """Run the validation that an interrupted run still owes, if any."""
+        if self._unvalidated_epoch is not None:
+            self._run_validation(trainer, module, self._unvalidated_epoch, "")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Point the sampler at the new epoch; not called when a run resumes in the middle of one."""
+        self._position = (trainer.current_epoch, 0)
+        self._sampler.set_position(*self._position)
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: pl.Trainer) -> None:
+        done = self._position[1] // _batch_size(trainer)
+        title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._display.begin(title, int(trainer.num_training_batches), done)
+        self._epoch_loss, self._epoch_steps = None, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log, save now and then, and stop where asked to."""
+        assert isinstance(pl_module, SOTRModule)
+        loss = pl_module.latest["loss"]
+        self._epoch_loss = loss if self._epoch_loss is None else self._epoch_loss + loss
+        self._epoch_steps += 1
+        self._pictures += len(batch.image_ids)
+        note = None
+        if trainer.global_step % self._log_every == 0:
+            note = self._log_step(trainer, pl_module)
+        self._display.advance(note)
+
+        if trainer.global_step >= pl_module.total_iterations:
+            trainer.should_stop = True
+        if trainer.should_stop or batch_idx + 1 >= trainer.num_training_batches:
+            return  # the epoch's end, which saves and looks at interrupts, comes next
+        self._position = (trainer.current_epoch, (batch_idx + 1) * _batch_size(trainer))
+        if self._interrupts.number is not None or time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
+            self._save_last(trainer, pl_module)
+            self._stop_if_asked(trainer, pl_module)
+
+    def _log_step(self, trainer: pl.Trainer, module: SOTRModule) -> str:
+        values = torch.stack(list(module.latest.values())).float().tolist()
+        losses = dict(zip(module.latest, values, strict=True))
+        now = time.monotonic()
+        speed = self._pictures / max(1e-9, now - self._pictures_since)
+        self._pictures, self._pictures_since = 0, now
+        rate = module.recipe.lr * module.recipe.lr_factor(trainer.global_step - 1, module.total_iterations)
+        row = {**losses, "lr": rate, "pictures_per_second": speed, "epoch": trainer.current_epoch + 1}
+        _log(trainer, row)
+        return f"loss {losses['loss']:.3f}  {speed:.1f} pictures/s"
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, validate where it is due, save again with the outcome."""
+        assert isinstance(pl_module, SOTRModule)
+        done = pl_module.total_iterations <= trainer.global_step
+        epoch = trainer.current_epoch
+        self._position = (epoch + 1, 0)
+        due = self._validate is not None and (done or (epoch + 1) % pl_module.recipe.validate_every == 0)
+        self._unvalidated_epoch = epoch if due else None
+        self.finished = done and not due
+        self._save_last(trainer, pl_module)
+        self._stop_if_asked(trainer, pl_module)
+        mean = "" if self._epoch_loss is None else f"loss {float(self._epoch_loss) / self._epoch_steps:.4f}"
+        if due:
+            self._run_validation(trainer, pl_module, epoch, mean)
+        else:
+            self._report_epoch(trainer, epoch, mean)
+        self._pictures, self._pictures_since = 0, time.monotonic()
+
+    def _run_validation(self, trainer: pl.Trainer, module: SOTRModule, epoch: int, mean_loss: str) -> None:
+        assert self._validate is not None
+        module.eval()
+        if self._average is not None:
+            with self._average.in_place_of(module):
+                self._measure(trainer, module, epoch)
+        else:
+            self._measure(trainer, module, epoch)
+        module.train()
+        self._unvalidated_epoch = None
+        patience = module.recipe.early_stop
+        if patience and self._without_better >= patience:
+            trainer.should_stop = True
+            self._display.console.print(f"no better AP in {patience} validations: stopping early")
+        self.finished = trainer.should_stop or trainer.global_step >= module.total_iterations
+        self._save_last(trainer, module)
+        self._report_epoch(trainer, epoch, mean_loss, self.latest)
+        for logger in trainer.loggers:
+            logger.save()
+        self._after_validation()
+        self._stop_if_asked(trainer, module)
+
+    def _measure(self, trainer: pl.Trainer, module: SOTRModule, epoch: int) -> None:
+        """Validate the weights that are in the module now, and keep them if they are the best so far."""
+        assert self._validate is not None
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            metrics = self._validate(module)
+        self.latest = {**metrics.to_dict(), "epoch": epoch + 1}
+        now, before = self.latest["AP"] or 0.0, -1.0 if self.best is None else self.best["AP"] or 0.0
+        self._without_better = 0 if now > before else self._without_better + 1
+        if now >= before:  # of equals, such as no AP at all at first, the one that was trained longer
+            self.best = self.latest
+            trainer.save_checkpoint(self.best_path, weights_only=True)
+        row = {name: value for name, value in self.latest.items() if isinstance(value, float)}
+        _log(trainer, {**row, "epoch": epoch + 1})
+
+    def _report_epoch(
+        self, trainer: pl.Trainer, epoch: int, mean_loss: str, metrics: dict[str, Any] | None = None
+    ) -> None:
+        parts = [f"epoch {epoch + 1}/{trainer.max_epochs}", mean_loss]
+        if metrics is not None and self.best is not None:
+            parts += [f"{name} {_number(metrics[name])}" for name in ("AP", "AP50", "AP75")]
+            parts.append("best" if self.best is metrics else f"best {_number(self.best['AP'])} in {self.best['epoch']}")
+        parts.append(time.strftime("%H:%M:%S", time.gmtime(self._elapsed())))
+        self._display.console.print("  ".join(part for part in parts if part), highlight=False)
+
+    def _stop_if_asked(self, trainer: pl.Trainer, module: SOTRModule) -> None:
+        if self._interrupts.number is not None and not self.finished:
+            raise Stop
+
+
+def _batch_size(trainer: pl.Trainer) -> int:
+    loader = trainer.train_dataloader
+    assert loader is not None
+    return int(loader.batch_size)
+
+
+def _log(trainer: pl.Trainer, row: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step=trainer.global_step)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,93 @@
+"""The training's side towards the user: progress, and the wish to stop."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Stop(Exception):
+    """Leaves the training loop after `last.ckpt` has been written, because a signal asked for it."""
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM as a wish that the training grants at the next safe moment; the second one is immediate."""
+
+    def __init__(self, console: Console) -> None:
+        self.number: int | None = None
+        self._console = console
+        self._process = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: signals keep what they did
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A loader worker, which inherited this handler: the terminal's Ctrl-C is the main process's business.
+            if number == signal.SIGTERM:
+                os._exit(0)
+            return
+        if self.number is not None:
+            raise KeyboardInterrupt
+        self.number = number
+        self._console.print("stopping after this step; once more to stop without saving")
+
+
+class Display:
+    """Progress on the terminal: a bar per epoch, and one line per epoch that also fits a log file."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, title: str, total: int, done: int = 0) -> None:
+        """Replace the bar by a new one."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+
+    def advance(self, note: str | None = None) -> None:
+        """One step further."""
+        if self._task is not None:
+            self._progress.advance(self._task)
+            if note is not None:
+                self._progress.update(self._task, note=note)

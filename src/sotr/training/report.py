@@ -1,0 +1,204 @@
+"""What a training leaves for the eye: loss curves, validation pictures beside their truth, a table, a model card."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from sotr.data.coco import CocoDataset
+from sotr.data.images import load_image
+from sotr.files import atomic_write
+from sotr.instances import Instances
+from sotr.model import Segmenter
+
+_COLOURS = {"loss": "#333333", "loss_class": "#d1495b", "loss_mask": "#00798c"}
+_AP_COLOURS = {"AP": "#00798c", "AP50": "#edae49", "AP75": "#d1495b"}
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's CSV logs, oldest first; what a resumed run did again replaces what was there before.
+
+    Args:
+        folder: `RUN/logs/csv`, with one `version_N` for each time the run was started or resumed.
+    """
+    rows: list[dict[str, float]] = []
+    parts = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    for part in parts:
+        with part.open(newline="", encoding="utf-8") as file:
+            new = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        # A validation that was interrupted is made up for at the step of a loss that stays.
+        first_loss = min((row["step"] for row in new if "loss" in row), default=math.inf)
+        first = min((row["step"] for row in new), default=math.inf)
+        rows = [row for row in rows if row["step"] < (first_loss if "loss" in row else first)] + new
+    return rows
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Losses, validation AP and learning rate over the steps, as one PNG."""
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, precision, rate = figure.subplots(1, 3)
+
+    steps = [row for row in rows if "loss" in row]
+    x = np.array([row["step"] for row in steps])
+    for name, colour in _COLOURS.items():
+        y = np.array([row[name] for row in steps])
+        losses.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
+        losses.plot(x, _smooth(y), color=colour, linewidth=1.8, label=name)
+    if steps:
+        # The first steps are so much worse that they would flatten all that follows.
+        top = max(np.quantile([row["loss"] for row in steps], 0.98) * 1.1, 1e-3)
+        losses.set_ylim(0, top)
+        losses.legend(frameon=False)
+        rate.plot(x, [row["lr"] for row in steps], color="#333333", linewidth=1.8)
+    _dress(losses, "training loss")
+    _dress(rate, "learning rate")
+    rate.set_ylim(bottom=0)
+
+    validations = [row for row in rows if "AP" in row]
+    for name, colour in _AP_COLOURS.items():
+        points = [(row["step"], row[name]) for row in validations if name in row]
+        precision.plot(
+            *zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name
+        ) if points else None
+    title = "validation, mask AP"
+    if validations:
+        precision.legend(frameon=False, loc="upper left")
+        best = max(validations, key=lambda row: row["AP"])
+        title += f" (best {best['AP']:.3f} in epoch {best['epoch']:.0f})"
+    precision.set_ylim(bottom=0)
+    _dress(precision, title)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Running mean over a fiftieth of the curve."""
+    width = max(1, len(y) // 50)
+    padded = np.pad(y, (width // 2, width - 1 - width // 2), mode="edge")
+    return np.convolve(padded, np.ones(width) / width, mode="valid")
+
+
+def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count: int = 8, score: float = 0.3) -> None:
+    """Some of the pictures of `data`, evenly spread, as PNGs: truth on the left, prediction on the right."""
+    for index in sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))}):
+        record = data.record(index)
+        image = load_image(record.path)
+        kept = ~record.iscrowd_I
+        truth = Instances.from_rles(
+            np.ones(int(kept.sum())),
+            record.labels_I[kept],
+            [rle for rle, keep in zip(record.segmentations, kept, strict=True) if keep],
+            data.class_names,
+            data.category_ids,
+            (record.height, record.width),
+        )
+        found = segmenter.predict(image, score=score)
+        panel = side_by_side(
+            [
+                (f"truth: {len(truth)} objects", truth.draw(image)),
+                (f"prediction: {len(found)} objects, score >= {score:g}", found.draw(image)),
+            ]
+        )
+        with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
+            Image.fromarray(panel).save(file, format="png")
+
+
+def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
+    """Pictures of one height next to each other, each under its title; RGB uint8."""
+    height = max(picture.shape[0] for _, picture in panels)
+    gap, bar = max(4, height // 100), max(18, height // 24)
+    font = ImageFont.load_default(size=int(bar * 0.62))
+    width = sum(picture.shape[1] for _, picture in panels) + gap * (len(panels) - 1)
+    sheet = Image.new("RGB", (width, height + bar), "white")
+    pen = ImageDraw.Draw(sheet)
+    left = 0
+    for title, picture in panels:
+        sheet.paste(Image.fromarray(picture), (left, bar))
+        pen.text((left + 4, bar / 2), title, fill="black", font=font, anchor="lm")
+        left += picture.shape[1] + gap
+    return np.asarray(sheet)
+
+
+def class_table(metrics: Mapping[str, Any]) -> Table:
+    """The best validation as a table: one row per class, all classes last."""
+    title = f"validation, best epoch {metrics['epoch']} (mask AP, {metrics['max_dets']} detections per picture)"
+    table = Table(title=title)
+    for name in ("class", "objects", "AP", "AP50", "AP75"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name, values in metrics["per_class"].items():
+        table.add_row(name, str(values["objects"]), _percent(values["AP"]), _percent(values["AP50"]), "")
+    table.add_section()
+    overall = (_percent(metrics[name]) for name in ("AP", "AP50", "AP75"))
+    table.add_row("all", str(metrics["objects"]), *overall, style="bold")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, seconds: float, epochs: int) -> str:
+    """Markdown for the model folder's README.md.
+
+    Args:
+        run: what `run.json` holds.
+        metrics: of the best validation, if there was one.
+        seconds: wall time of the training.
+        epochs: epochs that were trained.
+    """
+    recipe, data, config = run["recipe"], run["data"], run["config"]
+    length = f"{recipe['epochs']} epochs" if recipe["epochs"] else f"{recipe['iterations']} iterations"
+    names = ", ".join(data["class_names"][:20]) + (", ..." if len(data["class_names"]) > 20 else "")
+    lines = [
+        f"# {run['name']}",
+        "",
+        f"SOTR instance segmentation ({config['backbone']} backbone, {config['depth']} transformer layers, "
+        f"shortest edge {config['image_size']} px) of: {names}.",
+        "",
+        "```python",
+        "import sotr",
+        "",
+        'objects = sotr.load("path/to/this/folder").predict("picture.png")',
+        "```",
+        "",
+        "## Training",
+        f"- data: {data['name']}, {data['train_pictures']} training pictures with {data['train_objects']} objects",
+        f"- command: `{run['command']}`",
+        f"- recipe: {run['arguments']['recipe']} ({recipe['optimizer']}, learning rate {recipe['lr']:g}, "
+        f"batch {recipe['batch_size']}, {length}), seed {run['seed']}",
+        f"- started from: {run['weights']}",
+        f"- trained: {epochs} epochs in {seconds / 3600:.2f} h on {run['device']}, precision {run['precision']}",
+        f"- versions: {', '.join(f'{name} {number}' for name, number in run['versions'].items())}",
+    ]
+    if metrics is not None:
+        lines += [
+            "",
+            "## Validation",
+            f"{data['val_pictures']} pictures with {metrics['objects']} objects, after epoch {metrics['epoch']} "
+            f"(chosen for its AP), COCO metrics of masks with {metrics['max_dets']} detections per picture:",
+            "",
+            "| " + " | ".join(_METRICS) + " |",
+            "|" + "---|" * len(_METRICS),
+            "| " + " | ".join(_percent(metrics[name]) for name in _METRICS) + " |",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+_METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")

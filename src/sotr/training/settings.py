@@ -1,0 +1,245 @@
+"""From arguments to the settings of a run, `run.json`, and back when a run is resumed."""
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from sotr.config import PRESETS, SOTRConfig
+from sotr.data.coco import CocoDataset
+from sotr.errors import SOTRError
+from sotr.files import atomic_write
+from sotr.model import Segmenter
+from sotr.training.recipe import Recipe
+
+DEFAULTS: dict[str, Any] = {
+    "model": "sotr-r50",
+    "recipe": "finetune",
+    "epochs": None,
+    "batch_size": None,
+    "lr": None,
+    "image_size": None,
+    "seed": 0,
+    "max_dets": 100,
+    "train_json": None,
+    "val_json": None,
+    "images": None,
+}
+"""Arguments that decide a run, with `train`'s defaults. A resumed run takes from its folder what is left at these."""
+
+
+def new_run(
+    folder: Path, data: str, arguments: Mapping[str, Any], train_data: CocoDataset, val_data: CocoDataset | None
+) -> dict[str, Any]:
+    """The full settings of a new run: plain values, ready for `run.json`.
+
+    Raises:
+        SOTRError: an argument, the recipe or the model cannot be used.
+    """
+    config, origin = architecture(arguments["model"], train_data)
+    if (size := arguments["image_size"]) is not None:
+        if size < 1:
+            raise SOTRError(f"image_size is {size}; it must be at least 1")
+        # The cap of the longest edge keeps its proportion to the shortest.
+        longest = round(config.max_image_size * size / config.image_size)
+        config = replace(config, image_size=size, max_image_size=longest)
+    if arguments["max_dets"] < 1:
+        raise SOTRError(f"max_dets is {arguments['max_dets']}; it must be at least 1")
+    return {
+        "name": folder.name,
+        "command": _command(data, dict(arguments) | {"out": str(folder)}),
+        "arguments": dict(arguments),
+        "config": config.to_dict(),
+        "recipe": resolved_recipe(arguments).to_dict(),
+        "seed": arguments["seed"],
+        "max_dets": arguments["max_dets"],
+        "weights": origin,
+        "data": {
+            "name": Path(data).resolve().name,
+            "folder": str(Path(data).resolve()),
+            "class_names": list(train_data.class_names),
+            "category_ids": list(train_data.category_ids),
+            "train_pictures": len(train_data),
+            "train_objects": int((~train_data.iscrowd).sum()),
+            "val_pictures": 0 if val_data is None else len(val_data),
+        },
+    }
+
+
+def resolved_recipe(arguments: Mapping[str, Any]) -> Recipe:
+    """The recipe with the arguments that overrule parts of it."""
+    recipe = Recipe.load(arguments["recipe"])
+    if arguments["epochs"] is not None:
+        recipe = replace(recipe, epochs=arguments["epochs"], iterations=None)
+    for name in ("batch_size", "lr"):
+        if arguments[name] is not None:
+            recipe = replace(recipe, **{name: arguments[name]})
+    return recipe
+
+
+def architecture(model: str, data: CocoDataset) -> tuple[SOTRConfig, str]:
+    """The architecture that `model` names, for the classes of `data`, and where its first weights come from."""
+    classes = len(data.class_names)
+    path = Path(model)
+    if model in PRESETS:
+        return SOTRConfig.preset(model, classes), "random weights"
+    if path.is_dir():
+        config = Segmenter.load_folder(_model_folder(path)).config
+        return replace(config, num_classes=classes), f"the weights in {model}"
+    if path.is_file():
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SOTRError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise SOTRError(f"{path} must hold settings of SOTRConfig as 'key: value'")
+        try:
+            return SOTRConfig.from_dict({**values, "num_classes": classes}), "random weights"
+        except SOTRError as error:
+            raise SOTRError(f"{path}: {error}") from None
+    raise SOTRError(
+        f"there is no model {model!r}; choose one of {', '.join(PRESETS)}, or give a model folder or a YAML file"
+    )
+
+
+def _model_folder(path: Path) -> Path:
+    """A model folder itself, or that of a run."""
+    return path if (path / "config.json").is_file() else path / "model"
+
+
+def first_weights(model: str, data: CocoDataset, console: Console) -> dict[str, torch.Tensor] | None:
+    """The weights that a new run starts from if `model` is a folder; None means random ones.
+
+    Other classes than the folder's need a new class head, which is said on the console and left out here.
+    """
+    if model in PRESETS or not Path(model).is_dir():
+        return None
+    segmenter = Segmenter.load_folder(_model_folder(Path(model)))
+    weights: dict[str, torch.Tensor] = segmenter.network.state_dict()
+    if segmenter.class_names != data.class_names:
+        # Class k of the one is not class k of the other: its scores mean nothing here.
+        weights = {name: value for name, value in weights.items() if not name.startswith("class_head.")}
+        console.print(
+            f"{model} knows {_classes(segmenter.class_names)}, the data have {_classes(data.class_names)}: "
+            "the class head starts anew"
+        )
+    return weights
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} class{'es' if len(names) != 1 else ''} ({some})"
+
+
+def new_folder(out: str | None, data: str, model: str) -> Path:
+    """The folder of a new run.
+
+    Raises:
+        SOTRError: `out` is there already, and not empty.
+    """
+    if out is not None:
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise SOTRError(f"{folder} is a file; give a folder with --out")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise SOTRError(
+                f"{folder} is not empty; continue that run with --resume, or give another folder with --out"
+            )
+        return folder
+    stem = f"{Path(data).resolve().name}-{Path(model).stem}"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return folder
+
+
+def existing_run(out: str | None, data: str, arguments: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The folder and settings of a run to be resumed: `out`, or the newest of this data in the folder runs.
+
+    Raises:
+        SOTRError: there is no such run, or an argument contradicts it.
+    """
+    folder = Path(out) if out is not None else _newest_run(data)
+    path = folder / "run.json"
+    if not path.is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
+        raise SOTRError(f"{folder} holds no run to resume (run.json and checkpoints/last.ckpt); train without --resume")
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        recorded = {name: run["arguments"][name] for name in DEFAULTS}
+        recipe, _ = Recipe.from_dict(run["recipe"]), SOTRConfig.from_dict(run["config"])
+    except (ValueError, KeyError, TypeError, SOTRError):
+        raise SOTRError(f"{path} is damaged; restore it, or train anew in another folder") from None
+
+    changed = {name: value for name, value in arguments.items() if value != DEFAULTS[name] and value != recorded[name]}
+    differences = [f"{name} was {recorded[name]!r}, now {value!r}" for name, value in changed.items()]
+    if not changed and Path(recorded["recipe"]).is_file():
+        # The same file, but perhaps not the same contents.
+        now, before = resolved_recipe(recorded).to_dict(), recipe.to_dict()
+        differences += [f"recipe {key} was {before[key]!r}, now {now[key]!r}" for key in now if now[key] != before[key]]
+    _refuse(folder, differences)
+    return folder, run
+
+
+def check_same_data(
+    folder: Path, run: Mapping[str, Any], train_data: CocoDataset, val_data: CocoDataset | None
+) -> None:
+    """Refuse to resume a run with other data.
+
+    Raises:
+        SOTRError: classes or the number of pictures differ.
+    """
+    now = {
+        "class_names": list(train_data.class_names),
+        "train_pictures": len(train_data),
+        "val_pictures": 0 if val_data is None else len(val_data),
+    }
+    before = run["data"]
+    _refuse(folder, [f"{key} was {before[key]!r}, now {now[key]!r}" for key in now if now[key] != before[key]])
+
+
+def _refuse(folder: Path, differences: list[str]) -> None:
+    if differences:
+        raise SOTRError(
+            f"{folder} was started with other settings ({'; '.join(differences)}); resume it without changing them, "
+            "or train anew in another folder"
+        )
+
+
+def _newest_run(data: str) -> Path:
+    name = Path(data).resolve().name
+    found = list(Path("runs").glob(f"{name}-*/checkpoints/last.ckpt"))
+    if not found:
+        raise SOTRError(f"there is no run of {name} in the folder runs to resume; name it with --out")
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def write_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    with atomic_write(folder / "run.json", "w") as file:
+        json.dump(run, file, indent=2, ensure_ascii=False)
+
+
+def _command(data: str, settings: Mapping[str, Any]) -> str:
+    """The command line that does the same."""
+    words = ["sotr", "train", data]
+    for name, value in settings.items():
+        if value != DEFAULTS.get(name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def surroundings(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a run runs on, for the record: device, precision and versions."""
+    name = f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    versions = {package: version(package) for package in ("sotr", "torch", "torchvision", "timm", "lightning")}
+    return {"device": name, "precision": precision, "versions": versions | {"python": platform.python_version()}}

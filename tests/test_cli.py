@@ -1,0 +1,190 @@
+"""The command line around the functions: arguments, messages and exit codes."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sotr import cli
+from sotr.cli import COMMANDS, Command, build_parser, run
+
+SAMPLE = '''
+from dataclasses import dataclass
+
+from sotr.errors import SOTRError
+
+calls = []
+
+
+@dataclass
+class Summary:
+    failures: list
+
+
+def sample(pictures: list[str], model: str = "nuclei", score: float = 0.3, max_objects: int | None = None,
+           masks: bool = False, overlays: bool = True):
+    """Do something to pictures.
+
+    More words that the short help leaves out.
+
+    Args:
+        pictures: files, 100 % of them.
+        model: what to use,
+            on two lines.
+        score: lowest score.
+        max_objects: at most so many.
+        masks, overlays: two switches, 50 % each.
+    """
+    calls.append((pictures, model, score, max_objects, masks, overlays))
+    if model == "bad":
+        raise SOTRError("model bad: there is no\\n such model")
+    if model == "interrupt":
+        raise KeyboardInterrupt
+    if model == "bug":
+        raise RuntimeError("a bug")
+    return Summary(failures=["x.png"] if model == "failing" else [])
+
+
+def needy():
+    import no_such_package_anywhere
+'''
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """The command `sotr sample`, made of the function above, and the list of its calls."""
+    (tmp_path / "sample_command.py").write_text(SAMPLE)
+    (tmp_path / "needy_command.py").write_text("import no_such_package_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "sample_command", raising=False)
+    monkeypatch.delenv("SOTR_DEBUG", raising=False)
+    monkeypatch.setitem(COMMANDS, "sample", Command("sample_command", "a sample"))
+    monkeypatch.setitem(COMMANDS, "needy", Command("needy_command", "lacks a package", extra="train"))
+    import sample_command
+
+    return sample_command.calls
+
+
+def test_arguments_become_parameters(calls: list) -> None:
+    assert run(["sample", "a.png", "b.png", "--score", "0.5", "--max-objects=7", "--masks", "--no-overlays"]) == 0
+    assert run(["sample", "1"]) == 0
+    assert run(["sample", "a", "--max_objects", "9"]) == 0
+    assert calls == [
+        (["a.png", "b.png"], "nuclei", 0.5, 7, True, False),
+        (["1"], "nuclei", 0.3, None, False, True),
+        (["a"], "nuclei", 0.3, 9, False, True),
+    ]
+
+
+def test_config_file_and_later_flags(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("settings.yaml").write_text("score: 0.7\noverlays: false\nmax_objects: 3\n")
+    assert run(["sample", "a", "--config", "settings.yaml", "--score", "0.9"]) == 0
+    assert calls == [(["a"], "nuclei", 0.9, 3, False, False)]
+    with pytest.raises(SystemExit) as stopped:
+        run(["sample", "a", "--score", "0.8", "--print_config"])
+    assert stopped.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["pictures"], printed["score"], printed["max_objects"]) == (["a"], 0.8, None)
+    Path("printed.yaml").write_text(yaml.safe_dump(printed))
+    assert run(["sample", "--config", "printed.yaml"]) == 0
+    assert calls[1] == (["a"], "nuclei", 0.8, None, False, True)
+
+
+def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(["sample", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Do something to pictures." in text
+    assert "files, 100 % of them." in text
+    assert "what to use, on two lines. (type: str, default: nuclei)" in text
+    assert text.count("two switches, 50 % each.") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample"], "required: sample.pictures"),
+        (["sample", "a", "--nope", "3"], "unrecognized arguments: --nope 3"),
+        (["sample", "a", "--scor", "3"], "unrecognized arguments"),
+        (["sample", "a", "--score", "high"], "score cannot be high"),
+        (["sample", "a", "--max-objects", "2.5"], "max-objects cannot be 2.5"),
+        (["sample", "a", "--config", "none.yaml"], "none.yaml"),
+        (["sample", "a", "--config", "broken.yaml"], "broken.yaml"),
+        (["sample", "a", "--config", "unknown.yaml"], "'nope'"),
+        (["sample", "a", "--model", "bad"], "model bad: there is no such model"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["--nothing"], "--nothing"),
+        (["needy"], "pip install 'sotr[train]'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    calls: list, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    Path("broken.yaml").write_text("score: [")
+    Path("unknown.yaml").write_text("nope: 3")
+    assert run(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_other_endings(calls: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sample", "a", "--model", "failing"]) == 1
+    assert run(["sample", "a", "--model", "interrupt"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(RuntimeError):
+        run(["sample", "a", "--model", "bug"])
+    monkeypatch.setenv("SOTR_DEBUG", "1")
+    with pytest.raises(cli.SOTRError):
+        run(["sample", "a", "--model", "bad"])
+
+
+def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def sotr(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sotr.cli", *words], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def test_help_is_quick_and_the_real_process_ends_with_the_right_codes(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    process = sotr("--help", cwd=tmp_path)
+    # A quarter of a second on an idle machine; with PyTorch it would be several.
+    assert time.perf_counter() - start < 2
+    assert process.returncode == 0
+    assert "evaluate" in process.stdout
+    version = sotr("--version", cwd=tmp_path)
+    assert (version.returncode, version.stdout.split()[0]) == (0, "sotr")
+    wrong = sotr("nothing", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: ")
+
+
+def test_help_does_not_import_pytorch() -> None:
+    code = "import sys, sotr.cli\nsotr.cli.run([])\nassert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_documents_every_parameter(name: str) -> None:
+    """A parameter without words in the docstring would show its bare name as help."""
+    _, function = build_parser(name)
+    assert function is not None
+    documentation = cli.parse_docstring(function.__doc__ or "")
+    described = {word.strip() for entry in documentation.params for word in entry.arg_name.split(",")}
+    assert set(cli.inspect.signature(function).parameters) <= described
+    assert documentation.short_description
