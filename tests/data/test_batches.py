@@ -158,6 +158,20 @@ def test_sampler_position() -> None:
     assert len(list(sampler)) == 10
 
 
+def test_sampler_puts_pictures_of_one_shape_side_by_side() -> None:
+    groups = np.array([0] * 9 + [1] * 6 + [2] * 4)
+    sampler = EpochSampler(19, seed=5, groups_N=groups, batch_size=4)
+    first, again = [i for _, i in sampler], [i for _, i in sampler]
+    assert first == again
+    assert sorted(first) == list(range(19))
+    batches = [set(groups[first[start : start + 4]].tolist()) for start in range(0, 16, 4)]
+    assert sum(len(batch) == 1 for batch in batches) == 4  # 2 + 1 + 1 whole batches; 3 left over
+    sampler.set_epoch(1)
+    assert [i for _, i in sampler] != first
+    sampler.set_position(0, 8)
+    assert [i for _, i in sampler] == first[8:]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_in_the_middle_of_an_epoch_is_exact(train: CocoDataset, workers: int) -> None:
     straight = train_loader(train, CONFIG, LIVELY, batch_size=2, seed=9)

@@ -73,6 +73,7 @@ class _Diary(pl.Callback):
         self.weights.append({name: value.clone() for name, value in pl_module.state_dict().items()})
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
 def test_the_average_follows_its_formula() -> None:
     torch.manual_seed(0)
     module, average, diary = _Line(), AveragedWeights(0.5), _Diary()
@@ -93,7 +94,9 @@ def test_the_average_follows_its_formula() -> None:
     for step, weights in enumerate(diary.weights, start=1):
         decay = min(0.5, (1 + step) / (10 + step))  # 2/11, 3/12 .. and 0.5 from step 8 on
         for name, value in weights.items():
-            expected[name] = decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.double()
+            expected[name] = (
+                decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.double()
+            )
     # Lightning leaves the averaged weights in the module at the end.
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)

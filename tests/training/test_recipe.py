@@ -28,7 +28,9 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
     assert (paper.batch_size, paper.iterations, paper.epochs, paper.ema_decay) == (8, 300_000, None, 0.0)
     total = paper.total_iterations(per_epoch=14_786)
     assert total == 300_000
-    rates = {step: paper.lr * paper.lr_factor(step, total) for step in (0, 999, 1000, 209_999, 210_000, 249_999, 250_000)}
+    rates = {
+        step: paper.lr * paper.lr_factor(step, total) for step in (0, 999, 1000, 209_999, 210_000, 249_999, 250_000)
+    }
     assert rates == pytest.approx(
         {0: 1e-4, 999: 1e-4, 1000: 0.01, 209_999: 0.01, 210_000: 0.001, 249_999: 0.001, 250_000: 1e-4}
     )

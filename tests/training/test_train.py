@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,6 +24,17 @@ from sotr.training.report import read_log
 from tests.training.conftest import CONFIG, RECIPE
 
 Train = Callable[..., TrainingSummary]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(coco_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingSummary:
+    """The run of `tiny` without changes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    for name, values in (("model", CONFIG), ("recipe", RECIPE)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    model, recipe = str(folder / "model.yaml"), str(folder / "recipe.yaml")
+    torch.set_num_threads(1)
+    return train(str(coco_folder), model, recipe, out=str(folder / "run"), device="cpu", workers=0, quiet=True)
 
 
 @pytest.fixture
@@ -116,7 +128,9 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
 
     rows = read_log(out / "logs" / "csv")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
-    assert all(row["loss"] == pytest.approx(row["loss_class"] + row["loss_mask"], rel=1e-4) for row in rows if "lr" in row)
+    assert all(
+        row["loss"] == pytest.approx(row["loss_class"] + row["loss_mask"], rel=1e-4) for row in rows if "lr" in row
+    )
     assert [row["step"] for row in rows if "AP" in row] == [4]
 
     said = capfd.readouterr()
@@ -138,6 +152,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
     tiny: Train,
+    uninterrupted: TrainingSummary,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -145,7 +160,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     signal_number: int,
     steps_done: int,
 ) -> None:
-    whole = tiny(tmp_path / "whole")
+    whole = uninterrupted
     assert len(losses(whole.run)) == 4
 
     with monkeypatch.context() as patch:
@@ -185,9 +200,7 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-def test_ctrl_c_on_the_command_line(
-    coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str]
-) -> None:
+def test_ctrl_c_on_the_command_line(coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str]) -> None:
     """As a terminal sends it: to the loader workers too, which must not fall over."""
     model = write_yaml("model.yaml", CONFIG)
     recipe = write_yaml("recipe.yaml", RECIPE, epochs=1000, validate_every=1000)
@@ -214,8 +227,8 @@ def test_ctrl_c_on_the_command_line(
     assert checkpoint(tmp_path / "run")["global_step"] >= 4
 
 
-def test_averaged_weights_are_what_is_saved(tiny: Train) -> None:
-    summary = tiny()
+def test_averaged_weights_are_what_is_saved(uninterrupted: TrainingSummary) -> None:
+    summary = uninterrupted
     saved = load_file(summary.model / "model.safetensors")
     last, best = checkpoint(summary.run), checkpoint(summary.run, "best")
     assert summary.metrics is not None
@@ -229,7 +242,9 @@ def test_averaged_weights_are_what_is_saved(tiny: Train) -> None:
 
 
 def test_without_average_or_validation_the_last_weights_are_saved(tiny: Train, coco_folder: Path) -> None:
-    summary = tiny(changes={"ema_decay": 0.0, "epochs": None, "iterations": 3}, train_json=str(coco_folder / "train.json"))
+    summary = tiny(
+        changes={"ema_decay": 0.0, "epochs": None, "iterations": 3}, train_json=str(coco_folder / "train.json")
+    )
     assert summary.metrics is None
     last = checkpoint(summary.run)
     assert last["global_step"] == 3  # one and a half epochs
@@ -239,15 +254,17 @@ def test_without_average_or_validation_the_last_weights_are_saved(tiny: Train, c
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Train, tmp_path: Path) -> None:
-    with pytest.raises(SOTRError, match=r"the loss became nan in step 2 with train_\d\.png, train_\d\.png, train_\d\.png"):
+    with pytest.raises(
+        SOTRError, match=r"the loss became nan in step 2 with train_\d\.png, train_\d\.png, train_\d\.png"
+    ):
         tiny(changes={"lr": 1e30, "clip_norm": 0.0})
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
-def test_fine_tuning_starts_from_the_folders_weights(tiny: Train, tmp_path: Path) -> None:
-    first = tiny(tmp_path / "first", changes={"epochs": 1})
+def test_fine_tuning_starts_from_the_folders_weights(tiny: Train, uninterrupted: TrainingSummary) -> None:
+    first = uninterrupted
     # A rate so low that the weights stay what they were; the average of equal weights is the same again.
-    second = tiny(tmp_path / "second", model=str(first.run), changes={"epochs": 1, "lr": 1e-30})
+    second = tiny(model=str(first.run), changes={"epochs": 1, "lr": 1e-30})
     before, after = (load_file(run.model / "model.safetensors") for run in (first, second))
     for name, value in before.items():
         if "running_" not in name and "num_batches" not in name:
@@ -255,10 +272,9 @@ def test_fine_tuning_starts_from_the_folders_weights(tiny: Train, tmp_path: Path
 
 
 def test_other_classes_get_a_new_class_head(
-    tiny: Train, tmp_path: Path, coco_folder: Path, capfd: pytest.CaptureFixture[str]
+    uninterrupted: TrainingSummary, tmp_path: Path, coco_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first = tiny(tmp_path / "first", changes={"epochs": 1})
-    capfd.readouterr()
+    first = uninterrupted
     one_class = tmp_path / "one"
     shutil.copytree(coco_folder, one_class)
     for name in ("train.json", "val.json"):
@@ -270,9 +286,7 @@ def test_other_classes_get_a_new_class_head(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 1\nlr: 1e-30\nbatch_size: 3\nprecision: 32-true\n")
 
-    second = train(
-        str(one_class), str(first.model), str(recipe), out=str(tmp_path / "second"), device="cpu", workers=0
-    )
+    second = train(str(one_class), str(first.model), str(recipe), out=str(tmp_path / "second"), device="cpu", workers=0)
     assert "knows 3 classes (disc, box, bar), the data have 1 class (thing): the class head starts anew" in (
         capfd.readouterr().err
     )

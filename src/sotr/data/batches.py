@@ -194,11 +194,25 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     The position is where the next iteration starts. It does not move by itself: the training loop sets it, with
     `set_epoch` for a new epoch or `set_position` on resume. The length is that of the whole epoch wherever it starts.
+
+    Args:
+        length: samples of the dataset.
+        groups_N: a number per sample; shuffling then puts samples of one group side by side, `batch_size` at a time,
+            as far as their count allows. Pictures of one shape in a batch need no padding.
     """
 
-    def __init__(self, length: int, seed: int = 0, shuffle: bool = True, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        epoch: int = 0,
+        groups_N: NDArray[np.int64] | None = None,
+        batch_size: int = 1,
+    ) -> None:
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.epoch, self.start = epoch, 0
+        self.groups_N, self.batch_size = groups_N, batch_size
 
     def __len__(self) -> int:
         return self.length
@@ -215,9 +229,36 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.arange(self.length)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+            generator = np.random.default_rng((self.seed, self.epoch))
+            order = generator.permutation(order)
+            if self.groups_N is not None:
+                order = _side_by_side(order, self.groups_N[order], self.batch_size, generator)
         epoch = self.epoch
         return iter([(epoch, int(index)) for index in order[self.start :]])
+
+
+def _side_by_side(
+    order: NDArray[np.int64], groups_N: NDArray[np.int64], batch_size: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """The same samples with those of a group together in batches, the batches in random order."""
+    whole, rest = [], []
+    for group in np.unique(groups_N):
+        members = order[groups_N == group]
+        cut = len(members) // batch_size * batch_size
+        whole.append(members[:cut])
+        rest.append(members[cut:])  # the groups are in order, so neighbours in shape meet here
+    samples = np.concatenate(whole + rest)
+    cut = len(samples) // batch_size * batch_size
+    batches = generator.permutation(samples[:cut].reshape(-1, batch_size))
+    return np.concatenate([batches.ravel(), samples[cut:]])
+
+
+def shape_groups(coco: CocoDataset, augmentation: Augmentation) -> NDArray[np.int64]:
+    """A number per picture, alike for pictures whose shape is within a fifth of one another when they enter a batch."""
+    ratio_N = np.log(coco.sizes_N2[:, 0] / coco.sizes_N2[:, 1])
+    if augmentation.rotate90:
+        ratio_N = np.abs(ratio_N)
+    return np.round(ratio_N / np.log(1.2)).astype(np.int64)
 
 
 def collate(samples: Sequence[Sample], config: SOTRConfig, mask_stride: int = 4) -> Batch:
@@ -271,10 +312,12 @@ def train_loader(
         workers: processes that prepare batches; 0 prepares them in the calling process.
     """
     dataset = TrainDataset(coco, config, augmentation, mask_stride, seed)
+    # Crops are of one shape anyway; whole pictures of unlike shapes would fill their batch with padding.
+    groups_N = None if augmentation.crop else shape_groups(coco, augmentation)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # DataLoader is typed by its dataset; ours has collate make the batches
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed, shuffle),
+        sampler=EpochSampler(len(dataset), seed, shuffle, groups_N=groups_N, batch_size=batch_size),
         collate_fn=partial(collate, config=config, mask_stride=mask_stride),
         num_workers=workers,
         pin_memory=pin_memory,

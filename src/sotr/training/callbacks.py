@@ -15,6 +15,7 @@ from torch import Tensor
 from sotr.data.batches import Batch, EpochSampler
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics
+from sotr.evaluation.evaluate import number
 from sotr.files import atomic_write
 from sotr.training.display import Display, Interrupts, Stop
 from sotr.training.module import SOTRModule
@@ -27,9 +28,18 @@ class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints that are whole or not there, and that cannot run code when loaded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a temporary file, then replace `path`."""
-        with atomic_write(path) as file:
-            torch.save(checkpoint, file)
+        """Write a temporary file, then replace `path`.
+
+        Raises:
+            SOTRError: the file cannot be written; the one before it is still there.
+        """
+        try:
+            with atomic_write(path) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            raise SOTRError(
+                f"cannot write {path} ({error.strerror or error}); make room, then continue with --resume"
+            ) from None
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -114,7 +124,7 @@ class RunKeeper(Callback):
         sampler: whose position is saved and restored.
         display: for progress.
         interrupts: looked at after each step.
-        validate: measures a module; None without validation pictures. It may raise `Stop`.
+        validate: measures a module and shows its progress; None without validation pictures. It may raise `Stop`.
         average: the averaged weights, if any.
         after_validation: called when the logs are up to date, for instance to draw the curves.
         log_every: steps between two rows of the logs.
@@ -126,7 +136,7 @@ class RunKeeper(Callback):
         sampler: EpochSampler,
         display: Display,
         interrupts: Interrupts,
-        validate: Callable[[SOTRModule], Metrics] | None,
+        validate: Callable[[SOTRModule, Display], Metrics] | None,
         average: AveragedWeights | None,
         after_validation: Callable[[], None],
         log_every: int,
@@ -189,6 +199,8 @@ class RunKeeper(Callback):
     def _save_last(self, trainer: pl.Trainer, module: SOTRModule) -> None:
         module.check_losses(wait=True)
         trainer.save_checkpoint(self.last_path)
+        for logger in trainer.loggers:
+            logger.save()
         self._saved_at = time.monotonic()
 
     # The course of the training.
@@ -199,6 +211,11 @@ class RunKeeper(Callback):
         self._clock = self._pictures_since = time.monotonic()
         self.catch_up(trainer, pl_module)
         self._begin_epoch(trainer)
+
+    @property
+    def owes_validation(self) -> bool:
+        """Whether a validation was due when the run was interrupted."""
+        return self._unvalidated_epoch is not None
 
     def catch_up(self, trainer: pl.Trainer, module: SOTRModule) -> None:
         """Run the validation that an interrupted run still owes, if any."""
@@ -229,7 +246,7 @@ class RunKeeper(Callback):
         note = None
         if trainer.global_step % self._log_every == 0:
             note = self._log_step(trainer, pl_module)
-        self._display.advance(note)
+        self._display.advance(note=note)
 
         if trainer.global_step >= pl_module.total_iterations:
             trainer.should_stop = True
@@ -286,16 +303,15 @@ class RunKeeper(Callback):
         self.finished = trainer.should_stop or trainer.global_step >= module.total_iterations
         self._save_last(trainer, module)
         self._report_epoch(trainer, epoch, mean_loss, self.latest)
-        for logger in trainer.loggers:
-            logger.save()
         self._after_validation()
         self._stop_if_asked(trainer, module)
 
     def _measure(self, trainer: pl.Trainer, module: SOTRModule, epoch: int) -> None:
         """Validate the weights that are in the module now, and keep them if they are the best so far."""
         assert self._validate is not None
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            metrics = self._validate(module)
+        # In full precision, whatever the steps use, so that the numbers are those of the saved model.
+        with torch.no_grad():
+            metrics = self._validate(module, self._display)
         self.latest = {**metrics.to_dict(), "epoch": epoch + 1}
         now, before = self.latest["AP"] or 0.0, -1.0 if self.best is None else self.best["AP"] or 0.0
         self._without_better = 0 if now > before else self._without_better + 1
@@ -310,9 +326,10 @@ class RunKeeper(Callback):
     ) -> None:
         parts = [f"epoch {epoch + 1}/{trainer.max_epochs}", mean_loss]
         if metrics is not None and self.best is not None:
-            parts += [f"{name} {_number(metrics[name])}" for name in ("AP", "AP50", "AP75")]
-            parts.append("best" if self.best is metrics else f"best {_number(self.best['AP'])} in {self.best['epoch']}")
-        parts.append(time.strftime("%H:%M:%S", time.gmtime(self._elapsed())))
+            parts += [f"{name} {number(metrics[name])}" for name in ("AP", "AP50", "AP75")]
+            parts.append("best" if self.best is metrics else f"best {number(self.best['AP'])} in {self.best['epoch']}")
+        minutes, seconds = divmod(round(self._elapsed()), 60)
+        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
         self._display.console.print("  ".join(part for part in parts if part), highlight=False)
 
     def _stop_if_asked(self, trainer: pl.Trainer, module: SOTRModule) -> None:
@@ -329,7 +346,3 @@ def _batch_size(trainer: pl.Trainer) -> int:
 def _log(trainer: pl.Trainer, row: dict[str, float]) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(row, step=trainer.global_step)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

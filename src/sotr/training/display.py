@@ -40,7 +40,8 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not Python that installed it
+                signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -85,9 +86,9 @@ class Display:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(title, total=total, completed=done, note="")
 
-    def advance(self, note: str | None = None) -> None:
-        """One step further."""
+    def advance(self, count: int = 1, note: str | None = None) -> None:
+        """So many steps further."""
         if self._task is not None:
-            self._progress.advance(self._task)
+            self._progress.advance(self._task, count)
             if note is not None:
                 self._progress.update(self._task, note=note)

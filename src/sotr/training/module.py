@@ -75,7 +75,7 @@ class SOTRModule(pl.LightningModule):
         return loss
 
     def _watch(self, loss: Tensor, file_names: list[str]) -> None:
-        """Check the loss now on a CPU; elsewhere start its copy to the host and look when it has arrived."""
+        """Check the loss now; on CUDA start its copy to the host, and look when it has arrived."""
         event = None
         if loss.is_cuda:
             arrived = torch.empty((), dtype=loss.dtype, pin_memory=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from sotr.data.coco import CocoDataset
 from sotr.data.images import load_image
+from sotr.evaluation.evaluate import number
 from sotr.files import atomic_write
 from sotr.instances import Instances
 from sotr.model import Segmenter
@@ -44,8 +45,9 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Losses, validation AP and learning rate over the steps, as one PNG."""
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.2))
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.13, top=0.91, wspace=0.17)
     losses, precision, rate = figure.subplots(1, 3)
 
     steps = [row for row in rows if "loss" in row]
@@ -117,7 +119,7 @@ def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count
             ]
         )
         with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
-            Image.fromarray(panel).save(file, format="png")
+            Image.fromarray(panel).save(file, format="png", compress_level=3)
 
 
 def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
@@ -138,20 +140,18 @@ def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> NDArray[np.
 
 def class_table(metrics: Mapping[str, Any]) -> Table:
     """The best validation as a table: one row per class, all classes last."""
-    title = f"validation, best epoch {metrics['epoch']} (mask AP, {metrics['max_dets']} detections per picture)"
-    table = Table(title=title)
+    table = Table(
+        title=f"validation, best epoch {metrics['epoch']}: mask AP, {metrics['max_dets']} detections per picture",
+        title_justify="left",
+    )
     for name in ("class", "objects", "AP", "AP50", "AP75"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for name, values in metrics["per_class"].items():
-        table.add_row(name, str(values["objects"]), _percent(values["AP"]), _percent(values["AP50"]), "")
+        table.add_row(name, f"{values['objects']:,}", number(values["AP"]), number(values["AP50"]), "")
     table.add_section()
-    overall = (_percent(metrics[name]) for name in ("AP", "AP50", "AP75"))
-    table.add_row("all", str(metrics["objects"]), *overall, style="bold")
+    overall = (number(metrics[name]) for name in ("AP", "AP50", "AP75"))
+    table.add_row("all", f"{metrics['objects']:,}", *overall, style="bold")
     return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, seconds: float, epochs: int) -> str:
@@ -196,7 +196,7 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
             "",
             "| " + " | ".join(_METRICS) + " |",
             "|" + "---|" * len(_METRICS),
-            "| " + " | ".join(_percent(metrics[name]) for name in _METRICS) + " |",
+            "| " + " | ".join(number(metrics[name]) for name in _METRICS) + " |",
         ]
     return "\n".join(lines) + "\n"
 

@@ -17,11 +17,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
 from sotr.config import SOTRConfig
-from sotr.data.batches import EpochSampler, eval_loader, train_loader
+from sotr.data.batches import EpochSampler, train_loader
 from sotr.data.coco import CocoDataset, find_data
-from sotr.decoding import DecodeOptions, decode
+from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
+from sotr.evaluation.evaluate import detect
 from sotr.files import atomic_write
 from sotr.model import Segmenter, choose_device
 from sotr.network import SOTR
@@ -115,7 +116,7 @@ def train(
         "val_json": val_json,
         "images": images,
     }
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
     chosen_device = choose_device(device)
     if workers < 0:
         raise SOTRError(f"workers is {workers}; it must be 0 or more")
@@ -211,7 +212,7 @@ class _Work:
         average = AveragedWeights(self.recipe.ema_decay) if self.recipe.ema_decay else None
         validate = None
         if self.val_data is not None:
-            validate = _Validation(self.val_data, self.config, self.options, self.workers, display, interrupts)
+            validate = _Validation(self.val_data, self.options, self.workers, interrupts)
         assert isinstance(loader.sampler, EpochSampler)
         log_every = max(1, min(20, len(loader) // 4))
         keeper = RunKeeper(
@@ -236,7 +237,10 @@ class _Work:
                 logger=[
                     CSVLogger(self.folder / "logs", name="csv"),
                     TensorBoardLogger(
-                        self.folder / "logs", name="tensorboard", version="", purge_step=first_step or None
+                        self.folder / "logs",
+                        name="tensorboard",
+                        version="",
+                        purge_step=first_step + 1 if first_step else None,
                     ),
                 ],
                 plugins=[CheckpointFiles()],
@@ -249,7 +253,13 @@ class _Work:
             )
             try:
                 trainer.fit(module, loader, ckpt_path=last if first_step else None, weights_only=True)
-                keeper.catch_up(trainer, module)
+                if keeper.owes_validation:  # of a last epoch, after which there was nothing left to fit
+                    keeper.catch_up(trainer, module.to(self.device))
+            except torch.OutOfMemoryError as error:
+                raise SOTRError(
+                    f"{self.device} has not enough memory ({str(error).split('. ')[0]}); "
+                    "lower --batch-size or --image-size"
+                ) from None
             except Stop:
                 again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
                 self.console.print(f"interrupted after step {trainer.global_step} of {total}; to continue: {again}")
@@ -287,8 +297,9 @@ class _Work:
             model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
         )
         segmenter.save(self.folder / "model")
-        self.draw_curves()
-        if self.val_data is not None and keeper.best is not None:
+        if self.val_data is None:
+            self.draw_curves()  # otherwise each validation has
+        elif keeper.best is not None:
             with atomic_write(self.folder / "metrics.json", "w") as file:
                 json.dump(keeper.best, file, indent=2, ensure_ascii=False)
             draw_validation(segmenter, self.val_data, self.folder / "validation")
@@ -298,46 +309,31 @@ class _Work:
 
 
 class _Validation:
-    """COCO mask AP of a module on the validation pictures, one at a time, just as prediction sees them."""
+    """COCO mask AP of a module on the validation pictures, measured as `sotr evaluate` does."""
 
-    def __init__(
-        self,
-        data: CocoDataset,
-        config: SOTRConfig,
-        options: DecodeOptions,
-        workers: int,
-        display: Display,
-        interrupts: Interrupts,
-    ) -> None:
-        self._data, self._config, self._options = data, config, options
-        self._display, self._interrupts = display, interrupts
-        self._loader = eval_loader(data, config, batch_size=1, workers=workers)
+    def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
+        self._data, self._options, self._workers, self._interrupts = data, options, workers, interrupts
         self._truth = data.truth()
 
-    def __call__(self, module: SOTRModule) -> Metrics:
+    def __call__(self, module: SOTRModule, display: Display) -> Metrics:
         """Measure the weights that the module has now.
 
         Raises:
             Stop: a signal asked to.
         """
-        self._display.begin("validation", len(self._loader))
-        results: list[dict[str, Any]] = []
-        for batch in self._loader:
+
+        def on_pictures(count: int) -> None:
+            display.advance(count)
             if self._interrupts.number is not None:
                 raise Stop
-            found = decode(
-                module.network(batch.images_B3HW.to(module.device, non_blocking=True)),
-                batch.image_sizes,
-                batch.original_sizes,
-                self._options,
-                config=self._config,
-                class_names=self._data.class_names,
-                category_ids=self._data.category_ids,
-            )
-            for image_id, instances in zip(batch.image_ids, found, strict=True):
-                results += instances.to_coco(image_id)
-            self._display.advance()
-        return coco_metrics(self._truth, results, max_dets=self._options.max_objects)
+
+        data, limit = self._data, self._options.max_objects
+        segmenter = Segmenter(module.network, data.class_names, data.category_ids, self._options, device=module.device)
+        display.begin("validation", len(data))
+        results = detect(
+            segmenter, data, data.category_ids, max_dets=limit, workers=self._workers, on_pictures=on_pictures
+        )
+        return coco_metrics(self._truth, results, max_dets=limit)
 
 
 @contextmanager
