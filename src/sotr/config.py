@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from sotr.errors import SOTRError
 
@@ -16,6 +16,14 @@ GROUP_NORM_GROUPS = 32
 """Groups of every GroupNorm in the mask branch (section 3.2 cites Group Norm, whose default is 32)."""
 
 
+TRANSFORMERS = ("original", "pure_twin", "hybrid_twin", "none")
+"""What `SOTRConfig.transformer` may be."""
+
+
+VARIANTS = ("paper", "released")
+"""What `SOTRConfig.variant` may be."""
+
+
 @dataclass(frozen=True)
 class SOTRConfig:
     """The architecture of SOTR; the defaults are the paper's baseline with a ResNet-50.
@@ -24,12 +32,20 @@ class SOTRConfig:
         SOTRError: on construction, if settings contradict one another; the message says the remedy.
     """
 
+    variant: Literal["paper", "released"] = "paper"
+    """"paper" is what the text and Figure 3 describe, "released" the network of the authors' checkpoints."""
+    width_duplication: bool = True
+    """In the released variant: feed each map beside its own copy, as the authors' code does; off halves the work."""
     num_classes: int = 80
     """Object classes M; there is no background class, a cell without object has all scores low."""
     backbone: str = "resnet50"
     """Any timm model with `features_only` support and feature maps at strides 4, 8, 16 and 32."""
+    deformable_stages: tuple[int, ...] = ()
+    """Stages 2..5 of a ResNet whose 3x3 convolutions are modulated deformable ones (Table 7: 3, 4 and 5)."""
     width: int = 256
     """Channels C of the FPN and of the transformer."""
+    transformer: Literal["original", "pure_twin", "hybrid_twin", "none"] = "hybrid_twin"
+    """The layer of Figure 3 that is stacked (Table 2); with "none" the heads read the FPN's features (Table 5)."""
     depth: int = 12
     """Transformer layers (Table 3: 6 or 12; section 4.1: 2 in the real-time model)."""
     heads: int = 8
@@ -42,10 +58,16 @@ class SOTRConfig:
     """Object sizes, as the square root of the box area in input pixels, that each level learns (inclusive)."""
     center_fraction: float = 0.2
     """Part of an object's box, around its centre of mass, whose cells learn the object."""
+    mask_transformer_levels: tuple[int, ...] = (5,)
+    """Levels that the transformer replaces in the mask branch (Table 4): (), (5,) or (4, 5)."""
     mask_stage_channels: int = 128
     """Channels of the multi-level upsampling module's stages; a multiple of 32."""
     mask_channels: int = 256
     """Channels E of the unified mask feature; a multiple of 32."""
+    kernel_size: int = 1
+    """Side lambda of the convolution that makes a cell's mask: 1 or 3."""
+    dynamic_kernels: bool = True
+    """Predict each cell's convolution from its features, or learn it once for all pictures (Table 5)."""
     image_size: int = 800
     """Shortest edge, in pixels, to which pictures are resized."""
     max_image_size: int = 1333
@@ -73,6 +95,25 @@ class SOTRConfig:
             raise SOTRError(f"center_fraction is {self.center_fraction}; it must lie in (0, 1]")
         if self.mlp_ratio <= 0:
             raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be positive")
+        if self.variant not in VARIANTS:
+            raise SOTRError(f"there is no variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        if self.variant == "released":
+            paper_only = {"transformer": "hybrid_twin", "mask_transformer_levels": (5,), "mlp_ratio": 4.0}
+            for name, only in paper_only.items():
+                if getattr(self, name) != only:
+                    raise SOTRError(f"the released variant has no other {name} than {only!r}; use the paper variant")
+        if not set(self.deformable_stages) <= {2, 3, 4, 5}:
+            raise SOTRError(f"deformable_stages is {self.deformable_stages}; choose among 2, 3, 4 and 5")
+        if self.transformer not in TRANSFORMERS:
+            raise SOTRError(f"there is no transformer {self.transformer!r}; choose one of {', '.join(TRANSFORMERS)}")
+        if self.mask_transformer_levels not in ((), (5,), (4, 5)):
+            raise SOTRError(f"mask_transformer_levels is {self.mask_transformer_levels}; choose (), (5,) or (4, 5)")
+        if self.transformer == "none" and self.mask_transformer_levels:
+            raise SOTRError(
+                "without transformer no level of the mask branch can come from it; set mask_transformer_levels to ()"
+            )
+        if self.kernel_size not in (1, 3):
+            raise SOTRError(f"kernel_size is {self.kernel_size}; choose 1 or 3")
         if self.max_image_size < self.image_size:
             raise SOTRError(
                 f"max_image_size {self.max_image_size} is smaller than image_size {self.image_size}; raise the former"
@@ -85,8 +126,8 @@ class SOTRConfig:
 
     @property
     def kernel_parameters(self) -> int:
-        """D, the parameters of one dynamic 1 x 1 convolution over E channels (section 3.2: lambda^2 E, lambda 1)."""
-        return self.mask_channels
+        """D = lambda^2 E, the parameters of the convolution that makes a cell's mask (section 3.2)."""
+        return self.kernel_size**2 * self.mask_channels
 
     @classmethod
     def preset(cls, name: str, num_classes: int = 80) -> "SOTRConfig":
@@ -103,6 +144,8 @@ class SOTRConfig:
         """Plain values only, ready for JSON or YAML; `from_dict` reads them back."""
         plain = asdict(self)
         plain["grids"] = list(self.grids)
+        plain["mask_transformer_levels"] = list(self.mask_transformer_levels)
+        plain["deformable_stages"] = list(self.deformable_stages)
         plain["scale_ranges"] = [list(pair) for pair in self.scale_ranges]
         return plain
 
@@ -121,14 +164,15 @@ class SOTRConfig:
         for name, value in values.items():
             default = getattr(defaults, name)
             try:
-                if name == "grids":
-                    checked[name] = tuple(int(grid) for grid in value)
+                if name in ("grids", "mask_transformer_levels", "deformable_stages"):
+                    checked[name] = tuple(int(number) for number in value)
                 elif name == "scale_ranges":
                     checked[name] = tuple((float(low), float(high)) for low, high in value)
-                elif isinstance(value, bool) or (isinstance(default, int) and value != int(value)):
-                    raise TypeError
                 else:
                     checked[name] = type(default)(value)
+                    # bool("no") and int(2.5) do not fail, but do not mean what was written either.
+                    if isinstance(value, bool) != isinstance(default, bool) or checked[name] != value:
+                        raise TypeError
             except (TypeError, ValueError):
                 raise SOTRError(f"{name} is {value!r}; it must look like {default!r}") from None
         return cls(**checked)
@@ -137,6 +181,7 @@ class SOTRConfig:
 _PRESETS = {
     "sotr-r50": SOTRConfig(),
     "sotr-r101": SOTRConfig(backbone="resnet101"),
+    "sotr-r101-dcn": SOTRConfig(backbone="resnet101", deformable_stages=(3, 4, 5)),
     "sotr-rt-r50": SOTRConfig(depth=2, image_size=736, max_image_size=1226),
     # For CPUs and small data: half the paper's picture, so half its scale ranges and fewer cells.
     "sotr-nano": SOTRConfig(

@@ -13,7 +13,7 @@ from sotr.config import SOTRConfig
 from sotr.decoding.matrix_nms import matrix_nms
 from sotr.errors import SOTRError
 from sotr.instances import Instances, encode_masks
-from sotr.network import DensePredictions
+from sotr.network import DensePredictions, mask_logits
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -123,7 +123,7 @@ def _select(scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, options
     scores_I, index_I = scores_I[candidates], index_I[candidates]
     labels_I = index_I % num_classes
 
-    logits_Ihw = (kernels_KD[index_I // num_classes] @ features_Ehw.flatten(1)).unflatten(1, features_Ehw.shape[1:])
+    logits_Ihw = mask_logits(kernels_KD[index_I // num_classes], features_Ehw)
     probabilities_IL = logits_Ihw.sigmoid().flatten(1)
     masks_IL = probabilities_IL > options.mask_threshold
     area_I = masks_IL.sum(1)

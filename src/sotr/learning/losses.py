@@ -12,7 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 from sotr.errors import SOTRError
 from sotr.learning.assignment import Assignment
 from sotr.learning.targets import Targets
-from sotr.network import DensePredictions
+from sotr.network import DensePredictions, mask_logits
 
 FEATURE_STRIDE = 4
 """Stride of the mask features in input pixels."""
@@ -121,7 +121,7 @@ def _dice_of_cells(
 def _dice_of_kernels(
     kernels_PD: Tensor, features_Ehw: Tensor, masks_IL: Tensor, objects_P: Tensor, scale: int
 ) -> Tensor:
-    logits_Phw = (kernels_PD @ features_Ehw.flatten(1)).unflatten(1, features_Ehw.shape[1:]).float()
+    logits_Phw = mask_logits(kernels_PD, features_Ehw).float()
     if scale > 1:
         logits_Phw = F.interpolate(logits_Phw[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
     with torch.autocast(logits_Phw.device.type, enabled=False):  # Dice sums thousands of pixels: float32

@@ -1,5 +1,6 @@
 """The network: Figure 2 of the paper, box by box."""
 
+from sotr.network.dynamic_convolution import mask_logits
 from sotr.network.sotr import SOTR, DensePredictions
 
-__all__ = ["SOTR", "DensePredictions"]
+__all__ = ["SOTR", "DensePredictions", "mask_logits"]

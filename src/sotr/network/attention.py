@@ -5,22 +5,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class RowAttention(nn.Module):
-    """Multi-head self-attention among the cells of each row; rows do not see one another."""
+class FullAttention(nn.Module):
+    """Multi-head self-attention among all cells of a map (Vaswani et al. 2017), O((H W)^2) multiply-adds."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.to_out = nn.Linear(width, width)
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
-        B, rows, columns, C = x_BNNC.shape
-        qkv = self.to_qkv(x_BNNC).view(B * rows, columns, 3, self.heads, C // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B * rows, heads, columns, C / heads)
+        return self.attend(x_BNNC.flatten(1, 2)).view(x_BNNC.shape)
+
+    def attend(self, x_SLC: Tensor) -> Tensor:
+        """S sequences of L cells, of which only those of one sequence see one another."""
+        S, L, C = x_SLC.shape
+        qkv = self.to_qkv(x_SLC).view(S, L, 3, self.heads, C // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (S, heads, L, C / heads)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(mixed.transpose(1, 2).reshape(B, rows, columns, C))
+        return self.to_out(mixed.transpose(1, 2).reshape(S, L, C))
+
+
+class RowAttention(FullAttention):
+    """Multi-head self-attention among the cells of each row; rows do not see one another."""
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        return self.attend(x_BNNC.flatten(0, 1)).view(x_BNNC.shape)
 
 
 class ColumnAttention(RowAttention):

@@ -12,6 +12,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from sotr.config import FPN_STRIDES
 from sotr.errors import SOTRError
+from sotr.network.deformable import make_deformable
 
 _BACKBONE_STRIDES = FPN_STRIDES[:4]
 
@@ -21,11 +22,16 @@ class Backbone(nn.Module):
 
     Weights are random; nothing is downloaded.
 
+    Args:
+        name: timm's name of the model.
+        deformable_stages: stages, 2 to 5, of a ResNet whose 3x3 convolutions are made deformable.
+
     Raises:
-        SOTRError: if timm does not know the name, or the model lacks one of these strides.
+        SOTRError: if timm does not know the name, or the model lacks one of these strides or is no ResNet where it has
+            to be.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, deformable_stages: tuple[int, ...] = ()) -> None:
         super().__init__()
         try:
             # A first look on the meta device costs no memory and tells which feature maps to ask for.
@@ -41,6 +47,7 @@ class Backbone(nn.Module):
         # A stride may occur twice; the deeper map of that stride is the stage's output.
         indices = tuple(max(i for i, s in enumerate(strides) if s == stride) for stride in _BACKBONE_STRIDES)
         self.body = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
+        make_deformable(self.body, name, deformable_stages)
         self.channels: list[int] = _feature_info(self.body).channels()
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.network.backbone import FPN, Backbone
-from sotr.network.heads import ClassHead, KernelHead
+from sotr.network.heads import ClassHead, KernelHead, StaticKernels
 from sotr.network.mask_features import MaskFeatures
+from sotr.network.released import ReleasedTransformer, resize_released, stride_in_first_convolution
 from sotr.network.transformer import Transformer
 
 
@@ -35,13 +36,18 @@ class SOTR(nn.Module):
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.deformable_stages)
         self.fpn = FPN(self.backbone.channels, config.width)
-        self.transformer = Transformer(
-            config.width, config.depth, config.heads, config.mlp_ratio, table_size=max(config.grids)
-        )
+        self.released = config.variant == "released"
+        if self.released:
+            stride_in_first_convolution(self.backbone.body)
+        self.transformer = _transformer(config)
         self.class_head = ClassHead(config.width, config.num_classes)
-        self.kernel_head = KernelHead(config.width, config.kernel_parameters)
+        self.kernel_head = (
+            KernelHead(config.width, config.kernel_parameters)
+            if config.dynamic_kernels
+            else StaticKernels(config.num_cells, config.kernel_parameters)
+        )
         self.mask_features = MaskFeatures(config.width, config.mask_stage_channels, config.mask_channels)
 
     def forward(self, images_B3HW: Tensor) -> DensePredictions:
@@ -57,14 +63,26 @@ class SOTR(nn.Module):
         if height % INPUT_DIVISOR or width % INPUT_DIVISOR:
             raise ValueError(f"pictures are {height} x {width}; pad height and width to multiples of {INPUT_DIVISOR}")
 
-        p2, p3, p4, p5, p6 = self.fpn(self.backbone(images_B3HW))
+        features = self.fpn(self.backbone(images_B3HW))  # P2..P6
 
-        class_logits, kernels = [], []
-        for feature, grid in zip((p2, p3, p4, p5, p6), self.config.grids, strict=True):
+        cells = []
+        levels = resize_released(features) if self.released else features
+        for feature, grid in zip(levels, self.config.grids, strict=True):
             patches_BCNN = F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
-            cells_BKC = self.transformer(patches_BCNN).flatten(2).transpose(1, 2)
-            class_logits.append(self.class_head(cells_BKC))
-            kernels.append(self.kernel_head(cells_BKC))
+            cells.append(self.transformer(patches_BCNN).flatten(2).transpose(1, 2))
+        cells_BKC = torch.cat(cells, 1)
 
-        mask_features_BEhw = self.mask_features([p2, p3, p4, self.transformer(p5)])
-        return DensePredictions(torch.cat(class_logits, 1), torch.cat(kernels, 1), mask_features_BEhw)
+        mask_levels = [
+            self.transformer(feature) if level in self.config.mask_transformer_levels else feature
+            for level, feature in zip((2, 3, 4, 5), features, strict=False)
+        ]
+        return DensePredictions(
+            self.class_head(cells_BKC), self.kernel_head(cells_BKC), self.mask_features(mask_levels)
+        )
+
+
+def _transformer(config: SOTRConfig) -> nn.Module:
+    if config.variant == "released":
+        return ReleasedTransformer(config)
+    # Without transformer (Table 5) the heads read the resampled FPN features.
+    return nn.Identity() if config.transformer == "none" else Transformer(config)

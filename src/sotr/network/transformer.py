@@ -1,8 +1,9 @@
-"""The transformer of Figure 2 with the hybrid twin layer of Figure 3 (c)."""
+"""The transformer of Figure 2 with the three layers of Figure 3."""
 
 from torch import Tensor, nn
 
-from sotr.network.attention import PositionEmbedding, TwinAttention
+from sotr.config import SOTRConfig
+from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
 
 
 class MLP(nn.Sequential):
@@ -31,16 +32,38 @@ class ConvolutionBlock(nn.Module):
         return self.conv2(self.activation(self.conv1(x_BCNN))).permute(0, 2, 3, 1)
 
 
-class HybridTwinLayer(nn.Module):
-    """Twin attention, two convolutions, MLP, each with a residual connection; attention and MLP are pre-norm."""
+class OriginalLayer(nn.Module):
+    """Figure 3 (a): full self-attention and MLP, each after a layer norm and within a residual connection."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = TwinAttention(width, heads)
-        self.convolution = ConvolutionBlock(width)
+        self.attention = self.make_attention(width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
+
+    def make_attention(self, width: int, heads: int) -> nn.Module:
+        return FullAttention(width, heads)
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
+        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
+
+
+class PureTwinLayer(OriginalLayer):
+    """Figure 3 (b): the original layer with twin attention."""
+
+    def make_attention(self, width: int, heads: int) -> nn.Module:
+        return TwinAttention(width, heads)
+
+
+class HybridTwinLayer(PureTwinLayer):
+    """Figure 3 (c): the pure twin layer with two residual convolutions after its attention."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__(width, heads, mlp_ratio)
+        self.convolution = ConvolutionBlock(width)
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
@@ -49,14 +72,23 @@ class HybridTwinLayer(nn.Module):
         return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
 
 
-class Transformer(nn.Module):
-    """Position embedding, `depth` layers, one final layer norm; shared by all levels, for maps of any size."""
+LAYERS: dict[str, type[OriginalLayer]] = {
+    "original": OriginalLayer,
+    "pure_twin": PureTwinLayer,
+    "hybrid_twin": HybridTwinLayer,
+}
+"""The layers of Figure 3, as `SOTRConfig.transformer` names them."""
 
-    def __init__(self, width: int, depth: int, heads: int, mlp_ratio: float, table_size: int) -> None:
+
+class Transformer(nn.Module):
+    """Position embedding, layers, one final layer norm; shared by all levels, for maps of any size."""
+
+    def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
-        self.position = PositionEmbedding(table_size, width)
-        self.layers = nn.ModuleList(HybridTwinLayer(width, heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
+        self.position = PositionEmbedding(max(config.grids), config.width)
+        layer = LAYERS[config.transformer]
+        self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
         """(B, C, rows, columns) -> the same shape."""
