@@ -9,6 +9,9 @@ from sotr.errors import SOTRError
 FPN_STRIDES = (4, 8, 16, 32, 64)
 """Strides of P2..P6 in input pixels."""
 
+MASK_STRIDE = 4
+"""Stride of the mask features in input pixels."""
+
 INPUT_DIVISOR = 32
 """Input height and width must be multiples of this, the stride of the backbone's last stage."""
 

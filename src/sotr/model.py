@@ -165,8 +165,7 @@ class Segmenter(
             options = replace(options, score_threshold=score)
         if max_objects is not None:
             # More candidates than objects, for Matrix NMS weeds some out.
-            candidates = max(options.max_candidates, 2 * max_objects)
-            options = replace(options, max_objects=max_objects, max_candidates=candidates)
+            options = options.with_max_objects(max_objects)
         return options
 
     @torch.inference_mode()

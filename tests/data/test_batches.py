@@ -172,6 +172,15 @@ def test_sampler_puts_pictures_of_one_shape_side_by_side() -> None:
     assert [i for _, i in sampler] == first[8:]
 
 
+def test_rare_shapes_are_not_always_the_ones_left_out() -> None:
+    sampler = EpochSampler(11, seed=0, groups_N=np.array([0] * 8 + [7] * 3), batch_size=4)
+    trained: set[int] = set()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        trained.update([i for _, i in sampler][:8])  # whole batches only
+    assert trained == set(range(11))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_in_the_middle_of_an_epoch_is_exact(train: CocoDataset, workers: int) -> None:
     straight = train_loader(train, CONFIG, LIVELY, batch_size=2, seed=9)

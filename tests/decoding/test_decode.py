@@ -106,12 +106,13 @@ def test_hundreds_of_objects():
         torch.randn(2, config.num_cells, 32),
         torch.randn(2, 32, 32, 32),
     )
-    options = DecodeOptions(max_candidates=900, max_objects=700, score_threshold=0.0)
+    options = replace(DecodeOptions(), score_threshold=0.0).with_max_objects(700)
+    assert (options.max_objects, options.max_candidates, options.max_nms) == (700, 1400, 1400)
     found = decode(
         predictions, [(128, 128)] * 2, [(100, 90)] * 2, options, config=config, class_names=NAMES, category_ids=IDS
     )
     for instances in found:
-        assert 200 < len(instances) <= 700
+        assert len(instances) == 700
         assert (np.diff(instances.scores_I) <= 0).all()
         assert (instances.areas_I > 0).all()
 
@@ -153,8 +154,55 @@ def test_points_nms_is_a_switch():
     assert len(run(predictions, points_nms=False)[0]) == 2
 
 
+@pytest.mark.parametrize(("nms", "kept"), [("gaussian", 2), ("linear", 1), ("mask", 1)])
+def test_kinds_of_nms(nms, kept):
+    box = (2, 3, 8, 9)
+    (found,) = run(scene([(3, 0, 3.0, box), (37, 0, 2.9, box)]), nms=nms, score_threshold=0.05)
+    assert len(found) == kept
+
+
+def test_small_masks_can_be_dropped():
+    # Cell 3 is of the first level, of stride 8; cell 37 of the second, too; cell 55 of the last, of stride 32.
+    predictions = scene([(3, 0, 3.0, (2, 3, 5, 6)), (37, 1, 3.0, (12, 6, 16, 8)), (65, 1, 3.0, (8, 10, 13, 15))])
+    assert len(run(predictions)[0]) == 3
+    (found,) = run(predictions, min_area_strides=1.0)  # 9 > 8, 8 <= 8, 25 <= 32 pixels
+    assert found.labels_I.tolist() == [0]
+
+
+def test_probabilities_upsample_to_other_edges_than_logits():
+    predictions = scene([(3, 0, 3.0, (2, 3, 8, 9))])
+    predictions.mask_features_BEhw.clamp_(min=-0.05)  # logits of 20 inside and -1 outside
+    (logits,) = run(predictions)
+    (probabilities,) = run(predictions, upsample="probabilities")
+    assert logits.areas_I[0] > probabilities.areas_I[0] > 0
+
+
+@pytest.mark.parametrize("candidates_at_once", [1, 3])
+def test_candidates_in_chunks_change_nothing(monkeypatch, candidates_at_once):
+    predictions = scene(
+        [(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(9)]
+    )
+    (whole,) = run(predictions, points_nms=False)
+    monkeypatch.setattr(sys.modules["sotr.decoding.decode"], "CANDIDATES_AT_ONCE", candidates_at_once)
+    (chunked,) = run(predictions, points_nms=False)
+    assert len(whole) > 3
+    assert whole.rles == chunked.rles
+    np.testing.assert_array_equal(whole.scores_I, chunked.scores_I)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"cell_threshold": 1.5}, {"score_threshold": -0.1}, {"mask_threshold": 1.0}, {"max_objects": 0}]
+    "wrong",
+    [
+        {"cell_threshold": 1.5},
+        {"score_threshold": -0.1},
+        {"mask_threshold": 1.0},
+        {"max_objects": 0},
+        {"max_nms": 0},
+        {"nms": "soft"},
+        {"upsample": "twice"},
+        {"nms_sigma": 0.0},
+        {"min_area_strides": -1.0},
+    ],
 )
 def test_options_are_checked(wrong):
     with pytest.raises(SOTRError, match=next(iter(wrong))):

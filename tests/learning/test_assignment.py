@@ -48,15 +48,17 @@ def brute_force(target, config, padded_size):
 
 @st.composite
 def pictures(draw):
-    """Targets whose numbers are multiples of 1/8, exact in float32, so that both sides cut cells at the same place."""
+    """Targets with exact binary fractions, so that both sides cut cells at the same place."""
     height, width = 32 * draw(st.integers(1, 8)), 32 * draw(st.integers(1, 8))
     boxes, centers = [], []
     for _ in range(draw(st.integers(0, 12))):
         x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
         x1, y1 = draw(st.integers(x0 + 1, width)), draw(st.integers(y0 + 1, height))
         boxes.append([x0, y0, x1, y1])
-        # An odd number of sixteenths never lies on the edge of a cell.
-        centers.append([x0 + (x1 - x0) * draw(st.integers(0, 7)) / 8 + 1 / 16 for x0, x1 in ((x0, x1), (y0, y1))])
+        # An odd number of thirty-seconds: neither it nor the corners of its region lie on the edge of a cell.
+        centers.append(
+            [low + (high - low) * draw(st.integers(0, 7)) / 8 + 1 / 32 for low, high in ((x0, x1), (y0, y1))]
+        )
     labels = draw(st.lists(st.integers(0, 2), min_size=len(boxes), max_size=len(boxes)))
     target = Targets(
         torch.tensor(labels, dtype=torch.int64),
@@ -71,28 +73,16 @@ def pictures(draw):
 @given(pictures())
 def test_equals_brute_force(picture):
     target, size = picture
-    assignment = assign([target], CONFIG, size)
-    expected = brute_force(target, CONFIG, size)
+    # A fraction whose half is a power of two keeps every corner exact, and a sixteenth off any cell's edge.
+    config = replace(CONFIG, center_fraction=0.25)
+    assignment = assign([target], config, size)
     found = dict(zip(assignment.cells_P.tolist(), assignment.objects_P.tolist(), strict=True))
-    # A region that ends exactly on a cell's edge may fall either way by rounding; all else must agree.
-    differing = {cell for cell in found.keys() | expected.keys() if found.get(cell) != expected.get(cell)}
-    assert all(on_an_edge(target, CONFIG, size) for _ in differing)
-    assert assignment.counts == (len(found),)
-    labels = torch.full((CONFIG.num_cells,), 3)
+    assert found == brute_force(target, config, size)
+    assert assignment.counts == (assignment.positives,) == (len(found),)
+    labels = torch.full((config.num_cells,), 3)
     for cell, owner in found.items():
         labels[cell] = target.labels_I[owner]
     assert torch.equal(assignment.labels_BK[0], labels)
-
-
-def on_an_edge(target, config, size):
-    extent = torch.tensor([size[1], size[0]], dtype=torch.float64)
-    half = (target.boxes_I4[:, 2:] - target.boxes_I4[:, :2]).double() * config.center_fraction / 2
-    for grid in config.grids:
-        for corner in (target.centers_I2 - half, target.centers_I2 + half, target.centers_I2.double()):
-            position = corner / extent * grid
-            if ((position - position.round()).abs() < 1e-4).any():
-                return True
-    return False
 
 
 def test_each_object_goes_to_every_level_of_its_size(targets_of, masks_of):

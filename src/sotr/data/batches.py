@@ -247,7 +247,9 @@ def _side_by_side(
         cut = len(members) // batch_size * batch_size
         whole.append(members[:cut])
         rest.append(members[cut:])  # the groups are in order, so neighbours in shape meet here
-    samples = np.concatenate(whole + rest)
+    # Turned by a random number, as the last few of an epoch may be left out: not always those of the last group.
+    left = np.concatenate(rest)
+    samples = np.concatenate([*whole, np.roll(left, generator.integers(max(1, len(left))))])
     cut = len(samples) // batch_size * batch_size
     batches = generator.permutation(samples[:cut].reshape(-1, batch_size))
     return np.concatenate([batches.ravel(), samples[cut:]])

@@ -1,22 +1,32 @@
 """From dense predictions to objects."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sotr.config import SOTRConfig
-from sotr.decoding.matrix_nms import matrix_nms
+from sotr.config import MASK_STRIDE, SOTRConfig
+from sotr.decoding.matrix_nms import mask_nms, matrix_nms
 from sotr.errors import SOTRError
 from sotr.instances import Instances, encode_masks
 from sotr.network import DensePredictions, mask_logits
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
+
+
+LEVEL_STRIDES = (8, 8, 16, 32, 32)
+"""Strides of the levels as the released code counts them, P2 halved and P6 enlarged."""
+
+CANDIDATES_AT_ONCE = 512
+"""Candidates whose masks are held at the same time."""
+
+NMS = ("gaussian", "linear", "mask")
+"""What `DecodeOptions.nms` may be."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +38,21 @@ class DecodeOptions:
     points_nms: bool = True
     """Keep a cell only if no better one is among the 2 x 2 cells up and left of it, per class and level."""
     max_candidates: int = 500
-    """Candidates, best first, whose masks are made at all."""
+    """Candidates, best first by class score, whose masks are made at all."""
+    max_nms: int = 500
+    """Masks, best first by class score times certainty, that enter NMS."""
+    min_area_strides: float = 0.0
+    """Drop masks of at most this many pixels, counted at H / 4, times the stride of their level."""
     mask_threshold: float = 0.5
     """Probability, in 0..1, above which a pixel belongs to the object."""
+    nms: Literal["gaussian", "linear", "mask"] = "gaussian"
+    """Matrix NMS with a Gaussian or linear decay, or plain mask NMS, which drops what overlaps a better mask."""
     nms_sigma: float = 2.0
     """Sharpness of Matrix NMS's Gaussian decay."""
+    nms_threshold: float = 0.5
+    """Overlap, as intersection over union, above which plain mask NMS drops a mask."""
+    upsample: Literal["logits", "probabilities"] = "logits"
+    """What is resized to the picture before it is thresholded."""
     score_threshold: float = 0.05
     """Final score, in 0..1, below which an object is dropped."""
     max_objects: int = 100
@@ -44,8 +64,34 @@ class DecodeOptions:
                 raise SOTRError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
         if not 0 < self.mask_threshold < 1:
             raise SOTRError(f"mask_threshold is {self.mask_threshold}; it must lie between 0 and 1")
-        if self.max_candidates < 1 or self.max_objects < 1:
-            raise SOTRError("max_candidates and max_objects must be at least 1")
+        for name in ("max_candidates", "max_nms", "max_objects"):
+            if getattr(self, name) < 1:
+                raise SOTRError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.nms not in NMS:
+            raise SOTRError(f"there is no nms {self.nms!r}; choose one of {', '.join(NMS)}")
+        if self.upsample not in ("logits", "probabilities"):
+            raise SOTRError(f"upsample is {self.upsample!r}; choose logits or probabilities")
+        if not 0 <= self.nms_threshold <= 1 or self.nms_sigma <= 0 or self.min_area_strides < 0:
+            raise SOTRError("nms_threshold must lie in 0..1, nms_sigma be positive, min_area_strides not negative")
+
+    @property
+    def threshold_logit(self) -> float:
+        """The logit of `mask_threshold`: comparing there saves a sigmoid over every pixel."""
+        return math.log(self.mask_threshold / (1 - self.mask_threshold))
+
+    def with_max_objects(self, max_objects: int) -> "DecodeOptions":
+        """The same for up to `max_objects` objects a picture, with candidates enough to find that many."""
+        return replace(
+            self,
+            max_objects=max_objects,
+            max_candidates=max(self.max_candidates, 2 * max_objects),
+            max_nms=max(self.max_nms, 2 * max_objects),
+        )
+
+    @classmethod
+    def released(cls) -> "DecodeOptions":
+        """How the authors' released code decodes: every candidate gets a mask, small ones are dropped."""
+        return cls(max_candidates=1_000_000, min_area_strides=1.0, upsample="probabilities")
 
 
 class _Objects(NamedTuple):
@@ -81,15 +127,18 @@ def decode(
     scores_BKM = predictions.class_logits_BKM.float().sigmoid()
     if options.points_nms:
         scores_BKM = points_nms(scores_BKM, config.grids)
+    grid_areas = torch.tensor([grid * grid for grid in config.grids])
+    strides_K = torch.tensor(LEVEL_STRIDES).repeat_interleave(grid_areas).to(scores_BKM.device)
     results = []
     for picture, (image_size, original_size) in enumerate(zip(image_sizes, original_sizes, strict=True)):
         objects = _select(
             scores_BKM[picture],
             predictions.kernels_BKD[picture].float(),
             predictions.mask_features_BEhw[picture].float(),
+            strides_K,
             options,
         )
-        rles = _rles(objects.mask_logits_Ihw, image_size, original_size, options.mask_threshold)
+        rles = _rles(objects.mask_logits_Ihw, image_size, original_size, options)
         # A mask of the features' resolution may hold no pixel of a smaller original.
         kept = [i for i, rle in enumerate(rles) if rle is not None]
         results.append(
@@ -115,48 +164,69 @@ def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
     return torch.cat(levels, 1)
 
 
-def _select(scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, options: DecodeOptions) -> _Objects:
+def _select(
+    scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, strides_K: Tensor, options: DecodeOptions
+) -> _Objects:
     num_classes = scores_KM.shape[1]
     # Top-k has a fixed size; only then are the survivors of the threshold counted.
     scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
     candidates = scores_I > options.cell_threshold
     scores_I, index_I = scores_I[candidates], index_I[candidates]
+
+    certainties, areas = [scores_I.new_zeros(0)], [scores_I.new_zeros(0)]
+    for chunk in index_I.split(CANDIDATES_AT_ONCE):
+        certainty, area = _certainty(mask_logits(kernels_KD[chunk // num_classes], features_Ehw), options)
+        certainties.append(certainty)
+        areas.append(area)
+    scores_I = scores_I * torch.cat(certainties)
+    least_I: float | Tensor = 0.0
+    if options.min_area_strides:
+        least_I = options.min_area_strides * strides_K[index_I // num_classes]
+    real = torch.cat(areas) > least_I
+    scores_I, index_I = scores_I[real], index_I[real]
+
+    # The masks of those that enter NMS are made anew, so that no more than these are ever held together.
+    scores_I, order = scores_I.sort(descending=True, stable=True)
+    scores_I, index_I = scores_I[: options.max_nms], index_I[order[: options.max_nms]]
     labels_I = index_I % num_classes
-
     logits_Ihw = mask_logits(kernels_KD[index_I // num_classes], features_Ehw)
-    probabilities_IL = logits_Ihw.sigmoid().flatten(1)
-    masks_IL = probabilities_IL > options.mask_threshold
-    area_I = masks_IL.sum(1)
-    # Mean probability inside the mask: how sure the mask is of itself (zero for an empty mask).
-    certainty_I = (probabilities_IL * masks_IL).sum(1) / area_I.clamp(min=1)
-    scores_I, order = (scores_I * certainty_I).sort(descending=True, stable=True)
-    scores_I = matrix_nms(masks_IL[order], labels_I[order], scores_I, options.nms_sigma)
+    masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
+    if options.nms == "mask":
+        scores_I = mask_nms(masks_IL, labels_I, scores_I, options.nms_threshold)
+    else:
+        scores_I = matrix_nms(masks_IL, labels_I, scores_I, options.nms_sigma, options.nms)
 
-    scores_I, best = scores_I.topk(min(options.max_objects, len(scores_I)))
-    order = order[best]
-    kept = (scores_I > options.score_threshold) & (area_I[order] > 0)
-    order = order[kept]
-    return _Objects(scores_I[kept], labels_I[order], logits_Ihw[order])
+    scores_I, best = scores_I.sort(descending=True, stable=True)
+    kept = best[scores_I > options.score_threshold][: options.max_objects]
+    return _Objects(scores_I[: len(kept)], labels_I[kept], logits_Ihw[kept])
+
+
+def _certainty(logits_Ihw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """Mean probability inside each mask, how sure it is of itself (0 if it is empty), and its area in pixels."""
+    masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
+    area_I = masks_IL.sum(1).float()
+    return (logits_Ihw.flatten(1).sigmoid() * masks_IL).sum(1) / area_I.clamp(min=1), area_I
 
 
 def _rles(
-    logits_Ihw: Tensor, image_size: tuple[int, int], original_size: tuple[int, int], threshold: float
+    logits_Ihw: Tensor, image_size: tuple[int, int], original_size: tuple[int, int], options: DecodeOptions
 ) -> list[dict[str, Any] | None]:
-    """Upsample mask logits to the original picture, threshold and compress them; None where no pixel is left."""
+    """Resize masks to the original picture, threshold and compress them; None where no pixel is left."""
     if not len(logits_Ihw):
         return []
     h, w = logits_Ihw.shape[1:]
-    padded = (h * 4, w * 4)
+    padded = (h * MASK_STRIDE, w * MASK_STRIDE)
     largest = max(padded[0] * padded[1], original_size[0] * original_size[1])
     rles: list[dict[str, Any] | None] = []
-    # The logit of the threshold: comparing there saves a sigmoid over every pixel.
-    level = float(np.log(threshold / (1 - threshold)))
     for chunk in logits_Ihw.split(max(1, UPSAMPLED_PIXELS // largest)):
-        full = F.interpolate(chunk[None], size=padded, mode="bilinear", align_corners=False)
-        full = full[..., : image_size[0], : image_size[1]]
-        if tuple(full.shape[-2:]) != tuple(original_size):
-            full = F.interpolate(full, size=original_size, mode="bilinear", align_corners=False)
-        masks_IHW = full[0] > level
+        maps, level = chunk[None], options.threshold_logit
+        if options.upsample == "probabilities":
+            maps, level = maps.sigmoid(), options.mask_threshold
+        maps = F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)
+        maps = maps[..., : image_size[0], : image_size[1]]
+        if tuple(maps.shape[-2:]) != tuple(original_size):
+            maps = F.interpolate(maps, size=original_size, mode="bilinear", align_corners=False)
+        masks_IHW = maps[0] > level
         filled = masks_IHW.flatten(1).any(1)
         encoded = iter(encode_masks(masks_IHW[filled].cpu().numpy()))
         rles += [next(encoded) if any_pixel else None for any_pixel in filled.tolist()]

@@ -1,36 +1,64 @@
-"""Matrix NMS (Wang et al. 2020, SOLOv2), which the paper names for the final masks."""
+"""Suppression of masks that show the same object: Matrix NMS (Wang et al. 2020, SOLOv2), which the paper names, and
+plain mask NMS for comparison."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
-def matrix_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, sigma: float = 2.0) -> Tensor:
+def matrix_nms(
+    masks_IL: Tensor,
+    labels_I: Tensor,
+    scores_I: Tensor,
+    sigma: float = 2.0,
+    kernel: Literal["gaussian", "linear"] = "gaussian",
+) -> Tensor:
     """Lower the score of each mask by its overlap with better masks of its class, all at once.
 
-    The decay of mask j is min over better masks i of its class of exp(-sigma * iou_ij^2) / exp(-sigma * c_i^2), where
-    c_i is the largest overlap of i with a mask better than itself: a mask that is itself suppressed suppresses less.
+    The decay of mask j is the least, over better masks i of its class, of f(iou_ij) / f(c_i), where c_i is the largest
+    overlap of i with a mask better than itself: a mask that is itself suppressed suppresses less.
 
     Args:
         masks_IL: bool masks, flattened, sorted by falling score.
         labels_I: class of each mask.
         scores_I: falling scores.
-        sigma: sharpness of the Gaussian decay.
+        sigma: sharpness of the Gaussian kernel.
+        kernel: f is exp(-sigma iou^2) ("gaussian") or 1 - iou ("linear").
 
     Returns:
         (I,) decayed scores, in the order of the input.
     """
-    count = len(scores_I)
-    if count == 0:
+    if len(scores_I) == 0:
         return scores_I
+    # Row i, column j: i is better than j and of its class.
+    better_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
+    iou_II = mask_iou(masks_IL) * better_II
+    compensation_I1 = iou_II.amax(0)[:, None]
+    if kernel == "gaussian":
+        decay_II = torch.exp(-sigma * (iou_II.square() - compensation_I1.square()))
+    else:
+        decay_II = (1 - iou_II) / (1 - compensation_I1).clamp(min=1e-6)
+    decay_II = torch.where(better_II, decay_II, decay_II.new_ones(()))
+    return scores_I * decay_II.amin(0).clamp(max=1)
+
+
+def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float = 0.5) -> Tensor:
+    """Zero the score of each mask that overlaps a better mask of its class, itself kept, by more than `threshold`.
+
+    Arguments and result are those of `matrix_nms`.
+    """
+    same_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
+    suppresses_II = (mask_iou(masks_IL) > threshold) & same_II
+    kept_I = torch.ones_like(scores_I, dtype=torch.bool)
+    for i in range(len(scores_I)):  # each decision needs those before it
+        kept_I &= ~(suppresses_II[i] & kept_I[i])
+    return scores_I * kept_I
+
+
+def mask_iou(masks_IL: Tensor) -> Tensor:
+    """(I, I) intersection over union of every pair of bool masks, in one matrix product; 0 where both are empty."""
     masks = masks_IL.float()
     intersection_II = masks @ masks.T
     area_I = masks.sum(1)
-    union_II = area_I[:, None] + area_I[None] - intersection_II
-    iou_II = intersection_II / union_II.clamp(min=1)
-    # Row i, column j: i is better than j and of its class.
-    better_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
-    iou_II = iou_II * better_II
-    compensation_I = iou_II.amax(0)
-    decay_II = torch.exp(-sigma * (iou_II.square() - compensation_I[:, None].square()))
-    decay_II = torch.where(better_II, decay_II, decay_II.new_ones(()))
-    return scores_I * decay_II.amin(0)
+    return intersection_II / (area_I[:, None] + area_I[None] - intersection_II).clamp(min=1)

@@ -4,7 +4,6 @@ import json as jsonlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,7 +158,7 @@ def detect(
         on_pictures: told the number of pictures of each batch when it is done.
     """
     # More candidates than objects, for Matrix NMS will weed some out.
-    options = replace(segmenter.decode_options, max_objects=max_dets, max_candidates=max(500, 2 * max_dets))
+    options = segmenter.decode_options.with_max_objects(max_dets)
     loader = eval_loader(
         dataset,
         segmenter.config,

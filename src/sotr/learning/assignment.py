@@ -24,15 +24,9 @@ class Assignment:
     objects_P: Tensor
     """int64 index of the cell's object within its picture."""
     counts: tuple[int, ...]
-    """Positive cells of each picture; they sum to P. Host numbers, so that splitting P needs no device sync."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Assignment":
-        return Assignment(
-            self.labels_BK.to(device, non_blocking=non_blocking),
-            self.cells_P.to(device, non_blocking=non_blocking),
-            self.objects_P.to(device, non_blocking=non_blocking),
-            self.counts,
-        )
+    """Masks of each picture that are learned; they sum to P. Host numbers, so that splitting P needs no device sync."""
+    positives: int
+    """Cells with a class. It is P but in the released variant, where a cell may learn the masks of several objects."""
 
 
 def assign(targets: Sequence[Targets], config: SOTRConfig, padded_size: tuple[int, int]) -> Assignment:
@@ -41,50 +35,72 @@ def assign(targets: Sequence[Targets], config: SOTRConfig, padded_size: tuple[in
     An object belongs to each level whose scale range holds the square root of its box area. There it takes the cells
     that the central part of its box (`config.center_fraction`, centred on the mask's centre of mass) touches, at most
     3 x 3 around the centre's own. Where several objects claim a cell, the one with the smallest box wins, for class
-    and kernel alike.
+    and kernel alike. In the released variant the last one gives the cell its class, while its mask is compared with
+    those of all claimants.
 
     Args:
         targets: the pictures of a batch.
         padded_size: (H, W) of the network input.
     """
-    num_cells = config.num_cells
-    labels = torch.full((len(targets), num_cells), config.num_classes, dtype=torch.int64)
-    cells, objects, counts = [], [], []
+    labels = torch.full((len(targets), config.num_cells), config.num_classes, dtype=torch.int64)
+    cells, objects, counts, positives = [], [], [], 0
     for picture, target in enumerate(targets):
-        object_K = _object_of_cell(target, config, padded_size)
-        cell = torch.nonzero(object_K >= 0)[:, 0]
-        labels[picture, cell] = target.labels_I.cpu()[object_K[cell]]
-        cells.append(cell)
-        objects.append(object_K[cell])
-        counts.append(len(cell))
+        claims = _claims(target, config, padded_size)
+        owner_K = _owners(claims, target, config)
+        owned = torch.nonzero(owner_K >= 0)[:, 0]
+        labels[picture, owned] = target.labels_I[owner_K[owned]]
+        if config.variant == "released":
+            learning_cells, learned_objects = claims
+        else:
+            learning_cells, learned_objects = owned, owner_K[owned]
+        cells.append(learning_cells)
+        objects.append(learned_objects)
+        counts.append(len(learning_cells))
+        positives += len(owned)
     empty = torch.zeros(0, dtype=torch.int64)
-    return Assignment(labels, torch.cat([empty, *cells]), torch.cat([empty, *objects]), tuple(counts))
+    return Assignment(labels, torch.cat([empty, *cells]), torch.cat([empty, *objects]), tuple(counts), positives)
 
 
-def _object_of_cell(target: Targets, config: SOTRConfig, padded_size: tuple[int, int]) -> Tensor:
-    """(K,) index of the object that each cell learns, -1 for none."""
-    boxes, centers = target.boxes_I4.cpu(), target.centers_I2.cpu()
+def _claims(target: Targets, config: SOTRConfig, padded_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Every pair of a cell and an object that claims it, as two index vectors."""
+    boxes, centers = target.boxes_I4.double(), target.centers_I2.double()
+    if config.variant == "released":
+        centers = centers - 0.5  # the authors' code takes a pixel's index for its middle
     sizes_I2 = boxes[:, 2:] - boxes[:, :2]  # width, height
     scales_I = sizes_I2.prod(1).sqrt()
-    by_size = torch.argsort(scales_I, stable=True)
-    rank_I = torch.argsort(by_size)  # 0 is the smallest
-    nobody = len(target)
-    extent = torch.tensor([padded_size[1], padded_size[0]], dtype=torch.float32)
-
-    levels = []
+    half_I2 = sizes_I2 * (config.center_fraction / 2)
+    extent = torch.tensor([padded_size[1], padded_size[0]], dtype=torch.float64)
+    cells, objects, start = [], [], 0
     for grid, (low, high) in zip(config.grids, config.scale_ranges, strict=True):
-
-        def cell_of(position_I2: Tensor, grid: int = grid) -> Tensor:
-            return (position_I2 / extent * grid).floor().long().clamp(0, grid - 1)
-
-        half = sizes_I2 * (config.center_fraction / 2)
-        center, first, last = cell_of(centers), cell_of(centers - half), cell_of(centers + half)
-        claims_I9 = center[:, None] + _REACH.flip(1)  # (I, 9, 2), x before y
-        valid_I9 = ((claims_I9 >= first[:, None]) & (claims_I9 <= last[:, None])).all(2)
+        center, first, last = (
+            _cell(corner / extent, grid, config.variant) for corner in (centers, centers - half_I2, centers + half_I2)
+        )
+        reach_I9 = center[:, None] + _REACH.flip(1)  # (I, 9, 2), x before y
+        valid_I9 = ((reach_I9 >= first[:, None]) & (reach_I9 <= last[:, None])).all(2)
         valid_I9 &= ((scales_I >= low) & (scales_I <= high))[:, None]
-        index = (claims_I9[..., 1] * grid + claims_I9[..., 0])[valid_I9]
-        rank = rank_I[:, None].expand(-1, len(_REACH))[valid_I9]
-        # The smallest rank wins a cell, whatever the order of the claims.
-        levels.append(torch.full((grid * grid,), nobody).scatter_reduce(0, index, rank, "amin"))
-    rank_K = torch.cat(levels)
+        cells.append((start + reach_I9[..., 1] * grid + reach_I9[..., 0])[valid_I9])
+        objects.append(torch.nonzero(valid_I9)[:, 0])
+        start += grid * grid
+    return torch.cat(cells), torch.cat(objects)
+
+
+def _cell(place: Tensor, grid: int, variant: str) -> Tensor:
+    """Row or column of the cell that holds a place in 0..1."""
+    if variant == "released":
+        # The authors divide by 1 / N rounded to float32, so that a place on an edge may fall into the cell before it.
+        cell = torch.div(place.float(), torch.tensor(1.0 / grid), rounding_mode="floor")
+    else:
+        cell = (place * grid).floor()
+    return cell.long().clamp(0, grid - 1)
+
+
+def _owners(claims: tuple[Tensor, Tensor], target: Targets, config: SOTRConfig) -> Tensor:
+    """(K,) the object whose class each cell learns, -1 for none; independent of the order of the claims."""
+    cells, objects = claims
+    if config.variant == "released":
+        return torch.full((config.num_cells,), -1).scatter_reduce(0, cells, objects, "amax")
+    sizes_I2 = target.boxes_I4[:, 2:] - target.boxes_I4[:, :2]
+    by_size = torch.argsort(sizes_I2.prod(1), stable=True)
+    rank_I = torch.argsort(by_size)  # 0 is the smallest
+    rank_K = torch.full((config.num_cells,), len(target)).scatter_reduce(0, cells, rank_I[objects], "amin")
     return torch.cat([by_size, torch.tensor([-1])])[rank_K]

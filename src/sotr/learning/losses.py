@@ -9,13 +9,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import sigmoid_focal_loss
 
+from sotr.config import MASK_STRIDE
 from sotr.errors import SOTRError
 from sotr.learning.assignment import Assignment
 from sotr.learning.targets import Targets
 from sotr.network import DensePredictions, mask_logits
-
-FEATURE_STRIDE = 4
-"""Stride of the mask features in input pixels."""
 
 MASKS_AT_ONCE = 256
 """Masks whose pixels are held for the backward pass at the same time; more are recomputed there, chunk by chunk."""
@@ -56,13 +54,14 @@ def sotr_losses(
         `loss_class`: focal loss, summed and divided by the number of positive cells + 1.
         `loss_mask`: `options.mask_weight` times the mean Dice loss of the positive cells.
     """
-    positives = sum(assignment.counts)
+    masks = sum(assignment.counts)
     dice_P = _dice_of_cells(predictions, targets, assignment, options.mask_stride)
-    loss_mask = dice_P.sum() * (options.mask_weight / max(positives, 1))
-    if positives == 0:  # nothing to learn for masks, yet every parameter must get a gradient, of zero
+    loss_mask = dice_P.sum() * (options.mask_weight / max(masks, 1))
+    if masks == 0:  # nothing to learn for masks, yet every parameter must get a gradient, of zero
         loss_mask = loss_mask + 0.0 * (predictions.kernels_BKD.sum() + predictions.mask_features_BEhw.sum()).float()
+    focal = focal_loss_sum(predictions.class_logits_BKM, assignment.labels_BK, options)
     return {
-        "loss_class": focal_loss_sum(predictions.class_logits_BKM, assignment.labels_BK, options) / (positives + 1),
+        "loss_class": focal / (assignment.positives + 1),
         "loss_mask": loss_mask,
     }
 
@@ -76,13 +75,14 @@ def focal_loss_sum(class_logits_BKM: Tensor, labels_BK: Tensor, options: LossOpt
     )
 
 
-def dice_losses(logits_PL: Tensor, masks_IL: Tensor, objects_P: Tensor) -> Tensor:
+def dice_losses(logits_PL: Tensor, masks_IL: Tensor, objects_P: Tensor, squares_I: Tensor) -> Tensor:
     """Dice loss with squared terms (Milletari et al. 2016) of each of P masks against its object's.
 
     Args:
         logits_PL: float32 mask logits, L pixels each.
         masks_IL: float32 coverage in 0..1 of the I objects.
         objects_P: the object that each mask should be.
+        squares_I: sum of the squared coverage of each object.
 
     Returns:
         (P,) losses in 0..1.
@@ -90,15 +90,14 @@ def dice_losses(logits_PL: Tensor, masks_IL: Tensor, objects_P: Tensor) -> Tenso
     probability_PL = logits_PL.sigmoid()
     # All overlaps in one product: picking each cell's own target first would copy a mask per cell.
     overlap_P = (probability_PL @ masks_IL.T).gather(1, objects_P[:, None])[:, 0]
-    area_P = masks_IL.square().sum(1)[objects_P]
-    return 1 - 2 * overlap_P / (probability_PL.square().sum(1) + area_P).clamp(min=1e-6)
+    return 1 - 2 * overlap_P / (probability_PL.square().sum(1) + squares_I[objects_P]).clamp(min=1e-6)
 
 
 def _dice_of_cells(
     predictions: DensePredictions, targets: Sequence[Targets], assignment: Assignment, mask_stride: int
 ) -> Tensor:
     """(P,) Dice losses of the positive cells."""
-    scale = FEATURE_STRIDE // mask_stride
+    scale = MASK_STRIDE // mask_stride
     losses = [predictions.kernels_BKD.new_zeros(0, dtype=torch.float32)]
     cells = assignment.cells_P.split(assignment.counts)
     objects = assignment.objects_P.split(assignment.counts)
@@ -108,21 +107,22 @@ def _dice_of_cells(
         kernels_PD = predictions.kernels_BKD[picture, cells[picture]]
         features_Ehw = predictions.mask_features_BEhw[picture]
         masks_IL = target.masks_Ihw.flatten(1).float() / 255
+        squares_I = masks_IL.square().sum(1)
         kernel_chunks = kernels_PD.split(MASKS_AT_ONCE)
         for kernels, index in zip(kernel_chunks, objects[picture].split(MASKS_AT_ONCE), strict=True):
-            arguments = (kernels, features_Ehw, masks_IL, index, scale)
+            arguments = (kernels, features_Ehw, masks_IL, index, squares_I, scale)
             if len(kernel_chunks) > 1 and torch.is_grad_enabled():
-                losses.append(checkpoint(_dice_of_kernels, *arguments, use_reentrant=False))
+                losses.append(checkpoint(_dice_of_kernels, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 losses.append(_dice_of_kernels(*arguments))
     return torch.cat(losses)
 
 
 def _dice_of_kernels(
-    kernels_PD: Tensor, features_Ehw: Tensor, masks_IL: Tensor, objects_P: Tensor, scale: int
+    kernels_PD: Tensor, features_Ehw: Tensor, masks_IL: Tensor, objects_P: Tensor, squares_I: Tensor, scale: int
 ) -> Tensor:
     logits_Phw = mask_logits(kernels_PD, features_Ehw).float()
     if scale > 1:
         logits_Phw = F.interpolate(logits_Phw[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
     with torch.autocast(logits_Phw.device.type, enabled=False):  # Dice sums thousands of pixels: float32
-        return dice_losses(logits_Phw.flatten(1), masks_IL, objects_P)
+        return dice_losses(logits_Phw.flatten(1), masks_IL, objects_P, squares_I)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -21,8 +20,3 @@ class Targets:
 
     def __len__(self) -> int:
         return self.labels_I.shape[0]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Targets":
-        return Targets(
-            *(getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__)
-        )

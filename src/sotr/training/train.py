@@ -178,8 +178,7 @@ class _Work:
     def __post_init__(self) -> None:
         self.config = SOTRConfig.from_dict(self.run["config"])
         self.recipe = Recipe.from_dict(self.run["recipe"])
-        max_dets = self.run["max_dets"]
-        self.options = DecodeOptions(max_objects=max_dets, max_candidates=max(500, 2 * max_dets))
+        self.options = DecodeOptions().with_max_objects(self.run["max_dets"])
 
     def fit(self, first_weights: Mapping[str, torch.Tensor] | None) -> RunKeeper:
         """Train to the end, from the run's last checkpoint if it has one.
