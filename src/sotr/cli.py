@@ -37,9 +37,10 @@ COMMANDS = {
     "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
     "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
+    "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
 }
-"""Command -> its function, which has the command's name."""
+"""Command -> its function, which has the command's name, with underscores."""
 
 DESCRIPTION = "SOTR: instance segmentation with transformers. `sotr COMMAND --help` explains a command."
 
@@ -132,7 +133,7 @@ def command_parser(function: Callable[..., Any], positional: Sequence[str] = ())
 def _import(name: str, command: Command) -> Callable[..., Any]:
     """The function of a command."""
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(command.module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(command.module), name.replace("-", "_"))
     except ModuleNotFoundError as error:
         if command.extra is None or (error.name or "").startswith("sotr"):
             raise

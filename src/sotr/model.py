@@ -20,7 +20,6 @@ from sotr.data.images import ImageSource, load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
 from sotr.errors import SOTRError
-from sotr.files import atomic_write
 from sotr.instances import Instances
 from sotr.model_files import (
     CARD_FILE,
@@ -29,8 +28,7 @@ from sotr.model_files import (
     Description,
     load_weights,
     read_description,
-    write_description,
-    write_weights,
+    write_model,
 )
 from sotr.network import SOTR
 
@@ -184,7 +182,7 @@ class Segmenter(
         )
 
     def save(self, folder: str | Path, *, card: str | None = None, half: bool = False) -> None:
-        """Write the model folder; each file is replaced atomically, the weights last but for the card.
+        """Write the model folder; its files are replaced only when all of them have been written.
 
         Args:
             folder: made if absent; other files in it stay.
@@ -198,14 +196,8 @@ class Segmenter(
         folder = Path(folder)
         text = card if card is not None else self.card
         try:
-            write_description(
-                folder / CONFIG_FILE,
-                Description(self.config, self.class_names, self.category_ids, self.decode_options),
-            )
-            write_weights(folder / WEIGHTS_FILE, self.network, half)
-            if text is not None:
-                with atomic_write(folder / CARD_FILE, "w") as file:
-                    file.write(text)
+            description = Description(self.config, self.class_names, self.category_ids, self.decode_options)
+            write_model(folder, description, self.network, half, text)
         except OSError as error:
             raise SOTRError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
 

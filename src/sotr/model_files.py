@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,27 @@ class Description(NamedTuple):
     decode_options: DecodeOptions
 
 
-def write_description(path: Path, description: Description) -> None:
-    """Write config.json."""
+def write_model(folder: Path, description: Description, network: nn.Module, half: bool, card: str | None) -> None:
+    """Write config.json, model.safetensors with floats as float16 if `half` and it holds them, and the card, if any.
+
+    No file is replaced before all have been written: a full disk leaves the old model whole.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    if half:
+        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
+    with ExitStack() as files:
+        for name, content in (
+            (CARD_FILE, card.encode() if card is not None else None),
+            (CONFIG_FILE, _describe(description).encode()),
+            (WEIGHTS_FILE, save(tensors, metadata={"format": "pt"})),
+        ):
+            if content is not None:
+                file = files.enter_context(atomic_write(folder / name))
+                file.write(content)
+                file.flush()
+
+
+def _describe(description: Description) -> str:
     plain = {
         "format": FORMAT,
         "architecture": description.config.to_dict(),
@@ -40,22 +60,8 @@ def write_description(path: Path, description: Description) -> None:
         "category_ids": list(description.category_ids),
         "decoding": asdict(description.decode_options),
     }
-    with atomic_write(path, "w") as file:
-        file.write(_readable_json(plain))
-
-
-def write_weights(path: Path, network: nn.Module, half: bool) -> None:
-    """Write every tensor of `network` as safetensors, floats as float16 if `half` and it holds them."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    if half:
-        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
-    with atomic_write(path) as file:
-        file.write(save(tensors, metadata={"format": "pt"}))
-
-
-def _readable_json(description: Mapping[str, Any]) -> str:
-    """Indented JSON, with lists of numbers on one line each."""
-    text = json.dumps(description, indent=2, ensure_ascii=False)
+    # Indented, with lists of numbers on one line each.
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
     number_list = re.compile(r"\[\s+(-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*)\s+\]")
     return number_list.sub(lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text) + "\n"
 

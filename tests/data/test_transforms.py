@@ -77,6 +77,7 @@ def test_resized_size() -> None:
     assert resized_size(1, 1, 800, 1333) == (800, 800)
 
 
+@settings(deadline=None)
 @given(*[st.integers(1, 5000)] * 2, st.integers(1, 1000), st.integers(0, 1000))
 def test_resized_size_keeps_bounds_and_aspect(height: int, width: int, size: int, extra: int) -> None:
     new = resized_size(height, width, size, size + extra)

@@ -17,7 +17,7 @@ from sotr.decoding import DecodeOptions, decode
 from sotr.errors import SOTRError
 from sotr.learning import LossOptions, Targets, assign, sotr_losses
 from sotr.network import SOTR, DensePredictions
-from sotr.network.released import convert_released
+from sotr.network.released import released_to_ours
 
 NAMES = tuple(str(label) for label in range(80))
 
@@ -75,7 +75,7 @@ def check_detections(found, recorded, score_tolerance, least_iou):
     ],
 )
 def test_outputs_equal_the_recorded_ones(reference, name, picture, tolerance, score_tolerance, least_iou):
-    config, state = convert_released(fill(reference, name))
+    config, state = released_to_ours(fill(reference, name))
     network = SOTR(config).eval()
     network.load_state_dict(state)
     image = load_image(reference / f"{picture}.png")
@@ -138,7 +138,7 @@ def test_targets_and_losses_equal_the_recorded_ones(reference):
 
 @pytest.mark.shared
 def test_r101_converts_whole(reference):
-    config, state = convert_released(fill(reference, "R101"))
+    config, state = released_to_ours(fill(reference, "R101"))
     assert (config.backbone, config.deformable_stages, config.depth) == ("resnet101", (), 12)
     with torch.device("meta"):
         network = SOTR(config)
@@ -163,9 +163,9 @@ def test_conversion_refuses_what_does_not_fit(reference, change, message):
     state = fill(reference, "R50")
     change(state)
     with pytest.raises(SOTRError, match=message):
-        convert_released(state)
+        released_to_ours(state)
 
 
 def test_another_networks_checkpoint_is_refused():
     with pytest.raises(SOTRError, match="not a released SOTR checkpoint"):
-        convert_released({"model.conv.weight": torch.zeros(1)})
+        released_to_ours({"model.conv.weight": torch.zeros(1)})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sotr.errors import SOTRError
@@ -47,6 +47,7 @@ def test_milestones_may_be_fractions() -> None:
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+@settings(deadline=None)
 @given(total=st.integers(1, 5000), warmup=st.integers(0, 1000), factor=st.floats(0.001, 1))
 def test_cosine_rises_then_falls_to_a_hundredth(total: int, warmup: int, factor: float) -> None:
     recipe = Recipe(epochs=1, warmup_iterations=warmup, warmup_factor=factor)

@@ -13,10 +13,11 @@ from sotr.errors import SOTRError
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """One class's part of `Metrics`: AP and AP50 (None without truth) and the number of its true objects, no crowds."""
+    """One class's part of `Metrics`: its AP (None without truth), and the number of its true objects, no crowds."""
 
     AP: float | None
     AP50: float | None
+    AP75: float | None
     objects: int
 
 
@@ -126,6 +127,7 @@ def coco_metrics(
         per_class[key] = ClassMetrics(
             AP=_mean(precision_TRKA[:, :, k, everything]),
             AP50=_mean(precision_TRKA[at_50, :, k, everything]),
+            AP75=_mean(precision_TRKA[at_75, :, k, everything]),
             objects=counts[int(category_id)],
         )
     return Metrics(

@@ -18,6 +18,7 @@ from sotr.data.coco import CocoDataset, find_data
 from sotr.decoding import decode
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
+from sotr.evaluation.tables import class_table, number
 from sotr.model import Segmenter, load
 
 UNKNOWN_CLASS = -1
@@ -59,7 +60,8 @@ def evaluate(
 
     Returns:
         AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
-        "per_class" (name -> AP, AP50, objects), max_dets, images, objects, detections, seconds, model, data and split.
+        "per_class" (name -> AP, AP50, AP75, objects), max_dets, images, objects, detections, seconds, model, data and
+        split.
 
     Raises:
         SOTRError: the data or the model cannot be used, or they have no class in common.
@@ -209,20 +211,4 @@ def _show(metrics: Metrics, console: Console, title: str, seconds: float) -> Non
     )
     console.print(table)
     if len(metrics.per_class) > 1:
-        console.print(class_table(metrics))
-
-
-def class_table(metrics: Metrics) -> Table:
-    """One row per class: AP, AP50 and the number of true objects."""
-    table = Table(title="per class", title_justify="left")
-    table.add_column("class")
-    for name in ("AP", "AP50", "objects"):
-        table.add_column(name, justify="right")
-    for name, one in metrics.per_class.items():
-        table.add_row(escape(name), number(one.AP), number(one.AP50), f"{one.objects:,}")
-    return table
-
-
-def number(value: float | None) -> str:
-    """A metric for a table, "-" where it is undefined."""
-    return "-" if value is None else f"{value:.3f}"
+        console.print(class_table(metrics.to_dict(), "per class"))

@@ -6,6 +6,7 @@ before they are cut into patches; and every map concatenated with itself along t
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.network.attention import ColumnAttention, RowAttention
+from sotr.network.deformable import DeformableConv
 from sotr.network.transformer import ConvolutionBlock
 
 
@@ -73,9 +75,11 @@ def stride_in_first_convolution(body: nn.Module) -> None:
     """Move the stride of a timm ResNet's bottlenecks from the 3x3 convolution to the 1x1 before it, in place."""
     for stage in ("layer2", "layer3", "layer4"):
         block = getattr(body, stage)[0]
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-        if hasattr(block.conv2, "offset"):
-            block.conv2.offset.stride = block.conv2.stride
+        block.conv1.stride = (2, 2)
+        if isinstance(block.conv2, DeformableConv):
+            block.conv2.set_stride(1)
+        else:
+            block.conv2.stride = (1, 1)
 
 
 # ImageNet's deviation of red, green and blue, by which our preprocessing divides and the authors' does not.
@@ -84,7 +88,9 @@ _STD = torch.tensor([0.229, 0.224, 0.225])
 _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 
 
-def convert_released(state: Mapping[str, Tensor]) -> tuple[SOTRConfig, dict[str, Tensor]]:
+def released_to_ours(
+    state: Mapping[str, Tensor], width_duplication: bool = True
+) -> tuple[SOTRConfig, dict[str, Tensor]]:
     """The configuration and our state dict of a released checkpoint's tensors.
 
     The first convolution is folded so that it takes RGB pictures with ImageNet's mean and deviation, as every network
@@ -94,7 +100,7 @@ def convert_released(state: Mapping[str, Tensor]) -> tuple[SOTRConfig, dict[str,
         SOTRError: the tensors are not those of SOTR_R50, SOTR_R101 or SOTR_R101_DCN; lists those that are missing,
             unexpected or of another shape.
     """
-    config = _detect(state)
+    config = replace(_detect(state), width_duplication=width_duplication)
     with torch.device("meta"):
         from sotr.network.sotr import SOTR  # the network is made of this module's parts
 

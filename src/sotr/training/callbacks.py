@@ -15,7 +15,7 @@ from torch import Tensor
 from sotr.data.batches import Batch, EpochSampler
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics
-from sotr.evaluation.evaluate import number
+from sotr.evaluation.tables import number
 from sotr.files import atomic_write
 from sotr.training.display import Display, Interrupts, Stop
 from sotr.training.module import SOTRModule

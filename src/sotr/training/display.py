@@ -18,7 +18,7 @@ from rich.progress import (
 
 
 class Stop(Exception):
-    """Leaves the training loop after `last.ckpt` has been written, because a signal asked for it."""
+    """Leaves the training loop because a signal asked for it: after `last.ckpt` has been written, or at once."""
 
 
 class Interrupts:
@@ -50,7 +50,7 @@ class Interrupts:
                 os._exit(0)
             return
         if self.number is not None:
-            raise KeyboardInterrupt
+            raise Stop
         self.number = number
         self._console.print("stopping after this step; once more to stop without saving")
 

@@ -12,11 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.table import Table
 
 from sotr.data.coco import CocoDataset
 from sotr.data.images import load_image
-from sotr.evaluation.evaluate import number
+from sotr.evaluation.tables import number
 from sotr.files import atomic_write
 from sotr.instances import Instances
 from sotr.model import Segmenter
@@ -136,22 +135,6 @@ def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> NDArray[np.
         pen.text((left + 4, bar / 2), title, fill="black", font=font, anchor="lm")
         left += picture.shape[1] + gap
     return np.asarray(sheet)
-
-
-def class_table(metrics: Mapping[str, Any]) -> Table:
-    """The best validation as a table: one row per class, all classes last."""
-    table = Table(
-        title=f"validation, best epoch {metrics['epoch']}: mask AP, {metrics['max_dets']} detections per picture",
-        title_justify="left",
-    )
-    for name in ("class", "objects", "AP", "AP50", "AP75"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    for name, values in metrics["per_class"].items():
-        table.add_row(name, f"{values['objects']:,}", number(values["AP"]), number(values["AP50"]), "")
-    table.add_section()
-    overall = (number(metrics[name]) for name in ("AP", "AP50", "AP75"))
-    table.add_row("all", f"{metrics['objects']:,}", *overall, style="bold")
-    return table
 
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, seconds: float, epochs: int) -> str:

@@ -17,12 +17,12 @@ from sotr.config import PRESETS, SOTRConfig
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
-from sotr.model import Segmenter
+from sotr.model import load
 from sotr.training.recipe import Recipe
 
 DEFAULTS: dict[str, Any] = {
     "model": "sotr-r50",
-    "recipe": "finetune",
+    "recipe": None,
     "epochs": None,
     "batch_size": None,
     "lr": None,
@@ -74,6 +74,11 @@ def new_run(
     }
 
 
+def default_recipe(model: str) -> str:
+    """The bundled recipe that suits a model that has, or has not, been trained before."""
+    return "scratch" if model in PRESETS or Path(model).is_file() else "finetune"
+
+
 def resolved_recipe(arguments: Mapping[str, Any]) -> Recipe:
     """The recipe with the arguments that overrule parts of it."""
     recipe = Recipe.load(arguments["recipe"])
@@ -91,9 +96,6 @@ def architecture(model: str, data: CocoDataset) -> tuple[SOTRConfig, str]:
     path = Path(model)
     if model in PRESETS:
         return SOTRConfig.preset(model, classes), "random weights"
-    if path.is_dir():
-        config = Segmenter.load_folder(_model_folder(path)).config
-        return replace(config, num_classes=classes), f"the weights in {model}"
     if path.is_file():
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
@@ -105,24 +107,21 @@ def architecture(model: str, data: CocoDataset) -> tuple[SOTRConfig, str]:
             return SOTRConfig.from_dict({**values, "num_classes": classes}), "random weights"
         except SOTRError as error:
             raise SOTRError(f"{path}: {error}") from None
-    raise SOTRError(
-        f"there is no model {model!r}; choose one of {', '.join(PRESETS)}, or give a model folder or a YAML file"
-    )
-
-
-def _model_folder(path: Path) -> Path:
-    """A model folder itself, or that of a run."""
-    return path if (path / "config.json").is_file() else path / "model"
+    try:
+        config = load(model).config
+    except SOTRError as error:
+        raise SOTRError(f"{error}; or start from random weights: {', '.join(PRESETS)}, or a YAML file") from None
+    return replace(config, num_classes=classes), f"the weights of {model}"
 
 
 def first_weights(model: str, data: CocoDataset, console: Console) -> dict[str, torch.Tensor] | None:
-    """The weights that a new run starts from if `model` is a folder; None means random ones.
+    """The weights that a new run starts from if `model` is a trained one; None means random ones.
 
     Other classes than the folder's need a new class head, which is said on the console and left out here.
     """
-    if model in PRESETS or not Path(model).is_dir():
+    if model in PRESETS or Path(model).is_file():
         return None
-    segmenter = Segmenter.load_folder(_model_folder(Path(model)))
+    segmenter = load(model)
     weights: dict[str, torch.Tensor] = segmenter.network.state_dict()
     if segmenter.class_names != data.class_names:
         # Class k of the one is not class k of the other: its scores mean nothing here.
@@ -149,7 +148,8 @@ def new_folder(out: str | None, data: str, model: str) -> Path:
         folder = Path(out)
         if folder.exists() and not folder.is_dir():
             raise SOTRError(f"{folder} is a file; give a folder with --out")
-        if folder.is_dir() and any(folder.iterdir()):
+        died_at_once = (folder / "run.json").is_file() and not (folder / "checkpoints" / "last.ckpt").is_file()
+        if folder.is_dir() and any(folder.iterdir()) and not died_at_once:
             raise SOTRError(
                 f"{folder} is not empty; continue that run with --resume, or give another folder with --out"
             )

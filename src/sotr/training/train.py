@@ -23,6 +23,7 @@ from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.evaluate import detect
+from sotr.evaluation.tables import class_table
 from sotr.files import atomic_write
 from sotr.model import Segmenter, choose_device
 from sotr.network import SOTR
@@ -36,7 +37,7 @@ from sotr.training.callbacks import (
 from sotr.training.display import Display, Interrupts, Stop
 from sotr.training.module import SOTRModule
 from sotr.training.recipe import Recipe
-from sotr.training.report import class_table, draw_curves, draw_validation, model_card, read_log
+from sotr.training.report import draw_curves, draw_validation, model_card, read_log
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -58,7 +59,7 @@ class TrainingSummary:
 def train(
     data: str,
     model: str = "sotr-r50",
-    recipe: str = "finetune",
+    recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -82,7 +83,8 @@ def train(
         data: Folder of the data set, in any of the layouts that `sotr.data.find_data` knows.
         model: What to train: a preset (sotr-r50, sotr-r101, sotr-rt-r50, sotr-nano) with random weights; a model
             folder, whose weights are the start; or a YAML or JSON file of SOTRConfig's settings.
-        recipe: How to train: paper, finetune or scratch, or a YAML file of Recipe's settings.
+        recipe: How to train: paper, finetune or scratch, or a YAML file of Recipe's settings. Default: finetune for
+            a trained model, scratch for random weights.
         epochs: Passes over the training pictures, instead of the recipe's length.
         batch_size: Pictures per step, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
@@ -124,6 +126,7 @@ def train(
         folder, run = settings.existing_run(out, data, arguments)
         arguments = run["arguments"]
     else:
+        arguments["recipe"] = recipe if recipe is not None else settings.default_recipe(model)
         folder, run = settings.new_folder(out, data, model), {}
 
     train_data, val_data = find_data(
@@ -143,7 +146,8 @@ def train(
     else:
         run = settings.new_run(folder, data, arguments, train_data, val_data)
         first_weights = settings.first_weights(model, train_data, console)
-    precision = _precision(run["recipe"]["precision"], chosen_device)
+    # A resumed run keeps its precision, whatever "auto" would choose on this machine.
+    precision = run["precision"] if resume else _precision(run["recipe"]["precision"], chosen_device)
     run |= settings.surroundings(chosen_device, precision)
 
     work = _Work(folder, run, train_data, val_data, chosen_device, workers, console)
@@ -302,7 +306,7 @@ class _Work:
             with atomic_write(self.folder / "metrics.json", "w") as file:
                 json.dump(keeper.best, file, indent=2, ensure_ascii=False)
             draw_validation(segmenter, self.val_data, self.folder / "validation")
-            self.console.print(class_table(keeper.best))
+            self.console.print(class_table(keeper.best, f"validation after epoch {keeper.best['epoch']}"))
         self.console.print(f"the model is in {self.folder / 'model'}; curves and pictures are in {self.folder}")
         return TrainingSummary(self.folder, self.folder / "model", keeper.best)
 
