@@ -1,18 +1,20 @@
 """The command line: each command is the signature and the docstring of a public function, nothing more.
 
-Exit codes: 0 done, 1 done with failures listed, 2 bad input, 130 interrupted. With SOTR_DEBUG=1 in the environment
-errors show where they come from.
+Exit codes: 0 done, 1 done with failures listed, 2 bad input, 130 interrupted, 143 terminated. With SOTR_DEBUG=1 in
+the environment errors show where they come from.
 """
 
 import importlib
 import inspect
 import os
 import re
+import signal
 import sys
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
@@ -47,18 +49,22 @@ DESCRIPTION = "SOTR: instance segmentation with transformers. `sotr COMMAND --he
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs `arguments` (default: those of the process) and exits with the code they deserve."""
+    # By default SIGTERM kills the process on the spot, half-written files and all; this way it cleans up first.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code; `--help`, `--version` and `--print_config` exit by themselves."""
+    words = [_with_hyphens(word) for word in arguments]
+    chosen = next((word for word in words if not word.startswith("-")), None)
     try:
-        words = [_with_hyphens(word) for word in arguments]
-        chosen = next((word for word in words if not word.startswith("-")), None)
         parser, function = build_parser(chosen)
         if not words:
             parser.print_help()
             return 0
+        if function is not None and chosen is not None:
+            words = _configs_first(words, chosen, function)
         settings = parser.parse_args(words)
         if function is None or chosen is None:
             raise SOTRError(f"name a command: {', '.join(COMMANDS)}")
@@ -69,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     except (SOTRError, ArgumentError) as error:
         if os.environ.get("SOTR_DEBUG") == "1":
             raise
-        print(f"error: {_one_line(error, arguments)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {_one_line(error, chosen)}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)  # noqa: T201
@@ -126,7 +132,7 @@ def command_parser(function: Callable[..., Any], positional: Sequence[str] = ())
             parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **options)
         else:
             parser.add_argument(flag, type=_plain_type(value_type), **options)
-    parser.add_argument("--config", action="config", help="YAML file with settings by name; flags after it win.")
+    parser.add_argument("--config", action="config", help="YAML file with settings by name; flags win over it.")
     return parser
 
 
@@ -151,18 +157,66 @@ def _with_hyphens(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-def _one_line(error: Exception, arguments: Sequence[str]) -> str:
-    """The error's message on one line, without the inner life of the parser."""
-    message = " ".join(str(error).split()).replace('Parser key "config": ', "--config: ")
-    if message.startswith("Problems parsing config"):
-        # The parser does not say which file it was.
-        files = re.findall(r"--config[= ](\S+)", " ".join(arguments))
-        return f"{', '.join(files) or '--config'} is not valid YAML{message.removeprefix('Problems parsing config')}"
-    wrong_value = re.match(r'Parser key "(?:\w+\.)?(\w+)": .*(?:Given|Got) value: (.*)', message)
-    if not wrong_value:
+def _configs_first(words: Sequence[str], chosen: str, function: Callable[..., Any]) -> list[str]:
+    """The words with each `--config FILE`, whose contents are checked, right behind the command.
+
+    The parser lets what comes later win: this way the command line wins over the files, wherever it names them.
+    """
+    command = words.index(chosen)
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(words[command + 1 :])
+    for word in rest:
+        if word == "--":
+            others += [word, *rest]
+        elif word == "--config" and (path := next(rest, None)) is not None:
+            configs += [word, path]
+        elif word.startswith("--config="):
+            configs += word.split("=", 1)
+        else:
+            others.append(word)
+    for file in configs[1::2]:
+        _check_config(Path(file), function)
+    return [*words[: command + 1], *configs, *others]
+
+
+def _check_config(path: Path, function: Callable[..., Any]) -> None:
+    """Refuse a file that does not hold settings of `function`; of wrong values the parser tells.
+
+    Raises:
+        SOTRError: names the file and what is wrong with it.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SOTRError(f"--config {path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SOTRError(f"{path} is not valid YAML: {error}") from None
+    types_of = get_type_hints(function)
+    known = list(inspect.signature(function).parameters)
+    if not isinstance(settings, dict):
+        raise SOTRError(f"{path} must hold 'name: value' lines; the names are {', '.join(known)}")
+    for name, value in settings.items():
+        if name not in known:
+            raise SOTRError(f"{path}: there is no setting {str(name)!r}; the settings are {', '.join(known)}")
+        if _is_list(types_of.get(name)) and not (isinstance(value, list) and value):
+            raise SOTRError(f"{path}: {name} is {value!r}; give a list, such as [{value or '...'}]")
+
+
+def _one_line(error: Exception, chosen: str | None) -> str:
+    """The error's message on one line; of the parser's without its inner life, and with the way to the help."""
+    message = " ".join(str(error).split())
+    if isinstance(error, SOTRError):
         return message
-    name, value = wrong_value.groups()
-    return f"{name.replace('_', '-')} cannot be {value}; see --help for what it takes"
+    wrong_value = re.match(r'Parser key "(?:\w+\.)?(\w+)": .*(?:Given|Got) value:(.*)', message)
+    if wrong_value:
+        name, value = wrong_value.groups()
+        message = f"{name.replace('_', '-')} cannot be {value.strip() or 'empty'}"
+    elif "arguments are required: " in message:
+        message = message.replace(f"{chosen}.", "")
+    return f"{message}; see sotr {f'{chosen} ' if chosen in COMMANDS else ''}--help"
 
 
 def _is_list(value_type: Any) -> bool:

@@ -16,6 +16,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
+from sotr.config import PRESETS
 from sotr.data.images import ImageSource, load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
@@ -160,8 +161,12 @@ class Segmenter(
     def _options(self, score: float | None, max_objects: int | None) -> DecodeOptions:
         options = self.decode_options
         if score is not None:
+            if not 0 <= score <= 1:
+                raise SOTRError(f"score is {score}; it must lie in 0..1")
             options = replace(options, score_threshold=score)
         if max_objects is not None:
+            if max_objects < 1:
+                raise SOTRError(f"max_objects is {max_objects}; it must be at least 1")
             # More candidates than objects, for Matrix NMS weeds some out.
             options = options.with_max_objects(max_objects)
         return options
@@ -208,16 +213,20 @@ class Segmenter(
         Raises:
             SOTRError: a file is absent, damaged, of a newer format, or does not fit the architecture.
         """
-        folder = Path(folder)
+        folder, device = Path(folder), choose_device(device)
         config, class_names, category_ids, decode_options = read_description(folder / CONFIG_FILE)
-        network = SOTR(config)
-        load_weights(network, folder / WEIGHTS_FILE)
         card = folder / CARD_FILE
         try:
             text = card.read_text(encoding="utf-8") if card.is_file() else None
-            return cls(network, class_names, category_ids, decode_options, folder.resolve().name, device, text)
         except (OSError, UnicodeDecodeError) as error:
             raise SOTRError(f"cannot read {card}: {error}; it must be UTF-8 text") from error
+        name = folder.resolve().name
+        try:
+            segmenter = cls(SOTR(config), class_names, category_ids, decode_options, name, device, text)
+        except SOTRError as error:  # what the file describes cannot be built
+            raise SOTRError(f"{folder / CONFIG_FILE}: {error}") from error
+        load_weights(segmenter.network, folder / WEIGHTS_FILE)
+        return segmenter
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, device: str | torch.device = "cpu") -> "Segmenter":  # type: ignore[override]
@@ -260,6 +269,8 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Segm
         segmenter = Segmenter.load_folder(_download(text), device)
         segmenter.name = text
         return segmenter
+    if text in PRESETS:
+        raise SOTRError(f"{text} is an architecture without weights; train it first: sotr train DATA --model {text}")
     raise SOTRError(
         f"there is no model {text!r}: neither a folder nor one of the bundled models "
         f"({', '.join(bundled_models()) or 'none in this installation'})"
@@ -280,10 +291,13 @@ def choose_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    chosen: torch.device | None
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise SOTRError(f"there is no device {str(device)!r}; use auto, cpu, cuda, cuda:1 or mps") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda", "mps"):
+        raise SOTRError(f"there is no device {str(device)!r}; use auto, cpu, cuda, cuda:1 or mps")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise SOTRError(
             f"device {chosen} is not there: PyTorch sees {torch.cuda.device_count()} CUDA devices; use auto"

@@ -74,7 +74,7 @@ def read_description(path: Path) -> Description:
         raise SOTRError(f"{path} is missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from None
     except (OSError, ValueError) as error:
         raise SOTRError(f"{path} cannot be read: {error}") from error
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+    if not isinstance(description, dict) or type(description.get("format")) is not int or description["format"] < 1:
         raise SOTRError(f'{path} does not describe a SOTR model: it has no "format" number')
     if description["format"] > FORMAT:
         raise SOTRError(
@@ -143,6 +143,9 @@ def load_weights(network: nn.Module, path: Path) -> None:
             for name, tensor in expected.items()
             if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point()
         ],
+        "with values that are not finite": [
+            name for name in sorted(tensors) if name in expected and not bool(tensors[name].float().isfinite().all())
+        ],
     }
     if any(problems.values()):
         lists = "; ".join(
@@ -150,5 +153,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
             for kind, names in problems.items()
             if names
         )
-        raise SOTRError(f"{path} does not fit the architecture in {CONFIG_FILE} beside it: {lists}")
+        raise SOTRError(
+            f"{path} does not fit the architecture in {CONFIG_FILE} beside it, or is damaged: {lists}; "
+            "copy or download both again"
+        )
     network.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})

@@ -66,9 +66,10 @@ def test_cosine_rises_then_falls_to_a_hundredth(total: int, warmup: int, factor:
     ("changes", "words"),
     [
         ({"learning_rate": 1.0}, ["'learning_rate'", "the keys are", "lr", "ema_decay"]),
-        ({"lr": "fast"}, ["lr is 'fast'", "a number"]),
+        ({"lr": "fast"}, ["lr is 'fast'", "a finite number"]),
+        ({"weight_decay": float("nan")}, ["weight_decay is nan", "a finite number"]),
         ({"lr": -1.0}, ["lr is -1.0", "positive"]),
-        ({"lr": True}, ["lr is True", "a number"]),
+        ({"lr": True}, ["lr is True", "a finite number"]),
         ({"batch_size": 2.5}, ["batch_size is 2.5", "a whole number"]),
         ({"batch_size": 0}, ["batch_size is 0", "at least 1"]),
         ({"channels_last": 1}, ["channels_last is 1", "true or false"]),

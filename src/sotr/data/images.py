@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sotr.errors import SOTRError
 
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 
 _CAMERA_DEPTHS = (8, 12, 16)
 _PILLOW_LIMIT = threading.Lock()
+_REMEDY = "save it again as PNG, JPEG or TIFF"
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
@@ -67,6 +69,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         raise SOTRError(f"{name}: is a folder, not a picture") from None
     except PermissionError:
         raise SOTRError(f"{name}: may not be read; check its permissions") from None
+    except UnidentifiedImageError:  # its text is the name once more
+        empty = source == b"" if isinstance(source, bytes) else Path(source).stat().st_size == 0
+        reason = "the file is empty" if empty else "its format is none that is known here"
+        raise SOTRError(f"{name}: is not a picture that can be read; {reason}; {_REMEDY}") from None
     except Exception as error:  # a damaged header makes Pillow's parsers raise almost anything
         raise SOTRError(f"{name}: is not a picture that can be read; {_reason(error)}") from None
     with picture:
@@ -74,7 +80,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
 
 
 def list_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The picture files that `inputs` name, in order, each once.
+    """The picture files that `inputs` name, in order, each once however often and in whatever way it is named.
 
     Args:
         inputs: files (taken whatever their ending), folders (searched recursively for `IMAGE_SUFFIXES`, sorted), or
@@ -85,7 +91,7 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
     """
     if not inputs:
         raise SOTRError("no pictures given; name files, folders or glob patterns")
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for item in inputs:
         path = Path(item)
         if path.is_file():
@@ -101,8 +107,9 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
                 raise SOTRError(f"{item}: the pattern matches no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
         else:
             raise SOTRError(f"{item}: no such file or folder")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        for match in matches:
+            found.setdefault(os.path.abspath(match), match)
+    return list(found.values())
 
 
 def _looks_like_picture(path: Path) -> bool:
@@ -181,4 +188,4 @@ def _stack(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{text or type(error).__name__}; save it again as PNG, JPEG or TIFF"
+    return f"{text or type(error).__name__}; {_REMEDY}"

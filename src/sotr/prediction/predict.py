@@ -98,6 +98,8 @@ def predict(
     """
     started = time.perf_counter()
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise SOTRError(f"{out} is a file; give a folder for the results with --out")
     inputs = [pictures] if isinstance(pictures, (str, Path)) else list(pictures)
     named = {Path(item) for item in inputs}
     found = list_images(inputs)
@@ -146,7 +148,8 @@ def predict(
             f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
         ) from error
 
-    console.print(report.table())
+    if report.pictures:
+        console.print(report.table())
     written = [PREDICTIONS_FILE, RESULTS_FILE] + [TABLE_FILE] * csv
     extra = [_counted(report.pictures, "overlay")] * overlays + [f"masks in {MASKS_FOLDER}/"] * masks
     console.print(
@@ -177,7 +180,10 @@ def _progress(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet or total < 2) as progress:
+    console = Console(stderr=True)
+    # Where it is not a terminal the bar would leave an empty line.
+    disable = quiet or total < 2 or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
 

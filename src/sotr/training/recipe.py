@@ -203,9 +203,9 @@ def _checked(value: Any, hint: Any, name: str) -> Any:
         # YAML 1.1 reads 1e-4, without a point, as a string.
         with contextlib.suppress(ValueError):
             value = float(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if type(value) is hint:
+    if hint is not float and type(value) is hint:
         return value
-    kinds_of = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    kinds_of = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
     raise SOTRError(f"{name} is {value!r}; it must be {kinds_of[hint]}")

@@ -151,8 +151,14 @@ def train(
     run |= settings.surroundings(chosen_device, precision)
 
     work = _Work(folder, run, train_data, val_data, chosen_device, workers, console)
-    keeper = work.fit(first_weights)
-    return work.finish(keeper)
+    try:
+        keeper = work.fit(first_weights)
+        return work.finish(keeper)
+    except OSError as error:
+        raise SOTRError(
+            f"the run in {folder} cannot go on: {error}; make room or mend the permissions, or name another folder "
+            "with --out"
+        ) from error
 
 
 def _precision(wish: str, device: torch.device) -> str:
