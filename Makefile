@@ -10,8 +10,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
 	then echo $$python; break; fi; done)
-# The picture of the demo; by default one that scikit-image carries in its wheel.
-PICTURE ?= $(shell $(VENV)/bin/python -c 'import pathlib, skimage; print(pathlib.Path(skimage.__file__).parent / "data" / "ihc.png")')
+# The picture of the demo; by default the fluorescence micrograph that mahotas carries in its wheel.
+PICTURE ?= $(shell $(VENV)/bin/python -c 'from mahotas import demos; print(demos.image_path("nuclear.png"))')
 DEMO_OUT ?= predictions/demo
 
 STAMP := $(VENV)/.installed

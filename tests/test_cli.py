@@ -1,6 +1,7 @@
 """The command line around the functions: arguments, messages and exit codes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from sotr import cli
 from sotr.cli import COMMANDS, Command, build_parser, run
 
 SAMPLE = '''
+import time
 from dataclasses import dataclass
 
 from sotr.errors import SOTRError
+from sotr.files import atomic_write
 
 calls = []
 
@@ -43,6 +46,12 @@ def sample(pictures: list[str], model: str = "nuclei", score: float = 0.3, max_o
         raise SOTRError("model bad: there is no\\n such model")
     if model == "interrupt":
         raise KeyboardInterrupt
+    if model == "resumable":
+        raise KeyboardInterrupt("interrupted; to continue: --resume")
+    if model == "slow":
+        with atomic_write("result.json"):
+            print("writing", flush=True)
+            time.sleep(60)
     if model == "bug":
         raise RuntimeError("a bug")
     return Summary(failures=["x.png"] if model == "failing" else [])
@@ -80,7 +89,7 @@ def test_arguments_become_parameters(calls: list) -> None:
     ]
 
 
-def test_config_file_and_later_flags(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_wins_over_config_files(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
     Path("settings.yaml").write_text("score: 0.7\noverlays: false\nmax_objects: 3\n")
     assert run(["sample", "a", "--config", "settings.yaml", "--score", "0.9"]) == 0
     assert calls == [(["a"], "nuclei", 0.9, 3, False, False)]
@@ -92,6 +101,11 @@ def test_config_file_and_later_flags(calls: list, capsys: pytest.CaptureFixture[
     Path("printed.yaml").write_text(yaml.safe_dump(printed))
     assert run(["sample", "--config", "printed.yaml"]) == 0
     assert calls[1] == (["a"], "nuclei", 0.8, None, False, True)
+    # Wherever it stands; of several files the later one wins.
+    assert run(["sample", "b", "--score", "0.6", "--config", "printed.yaml", "--config=settings.yaml"]) == 0
+    assert calls[2] == (["b"], "nuclei", 0.6, 3, False, False)
+    assert run(["sample", "--config", "printed.yaml", "--", "--config"]) == 0
+    assert calls[3][0] == ["--config"]
 
 
 def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,14 +122,21 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample"], "required: sample.pictures"),
+        (["sample"], "required: pictures; see sotr sample --help"),
         (["sample", "a", "--nope", "3"], "unrecognized arguments: --nope 3"),
         (["sample", "a", "--scor", "3"], "unrecognized arguments"),
         (["sample", "a", "--score", "high"], "score cannot be high"),
         (["sample", "a", "--max-objects", "2.5"], "max-objects cannot be 2.5"),
         (["sample", "a", "--config", "none.yaml"], "none.yaml"),
         (["sample", "a", "--config", "broken.yaml"], "broken.yaml"),
-        (["sample", "a", "--config", "unknown.yaml"], "'nope'"),
+        (["sample", "a", "--config", "unknown.yaml"], "unknown.yaml: there is no setting 'nope'; the settings are"),
+        (["sample", "a", "--config", "empty.yaml"], "empty.yaml must hold 'name: value' lines"),
+        (["sample", "a", "--config", "items.yaml"], "items.yaml must hold 'name: value' lines"),
+        (["sample", "a", "--config", "binary.yaml"], "binary.yaml is not valid YAML"),
+        (["sample", "--config", "one.yaml"], "one.yaml: pictures is 'a.png'; give a list, such as [a.png]"),
+        (["sample", "a", "--config", "."], "--config . cannot be read"),
+        (["sample", "a", "--config"], "expected one argument"),
+        (["sample", "a", "--score", ""], "score cannot be empty; see sotr sample --help"),
         (["sample", "a", "--model", "bad"], "model bad: there is no such model"),
         (["nothing"], "invalid choice: 'nothing'"),
         (["--nothing"], "--nothing"),
@@ -127,6 +148,10 @@ def test_bad_input_is_one_line_and_code_2(
 ) -> None:
     Path("broken.yaml").write_text("score: [")
     Path("unknown.yaml").write_text("nope: 3")
+    Path("empty.yaml").touch()
+    Path("items.yaml").write_text("- 3")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
+    Path("one.yaml").write_text("pictures: a.png")
     assert run(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -140,11 +165,37 @@ def test_other_endings(calls: list, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert run(["sample", "a", "--model", "failing"]) == 1
     assert run(["sample", "a", "--model", "interrupt"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    assert run(["sample", "a", "--model", "resumable"]) == 130
+    assert capsys.readouterr().err == "interrupted; to continue: --resume\n"
     with pytest.raises(RuntimeError):
         run(["sample", "a", "--model", "bug"])
     monkeypatch.setenv("SOTR_DEBUG", "1")
     with pytest.raises(cli.SOTRError):
         run(["sample", "a", "--model", "bad"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_half_written_file(calls: list, tmp_path: Path, number: int, code: int) -> None:
+    start = "from sotr.cli import COMMANDS, Command, main; COMMANDS['sample'] = Command('sample_command', ''); main()"
+    # A test run in the background ignores Ctrl-C, and hands that on to its children.
+    program = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {start}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "sample", "a", "--model", "slow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp") or "result" in path.name] == []
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:

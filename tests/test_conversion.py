@@ -25,7 +25,9 @@ def test_command_makes_a_model_folder(shared_dir: Path, tmp_path: Path) -> None:
     state = fill(shared_dir / "reference", "R50")
     torch.save({"model": state, "iteration": 269999}, tmp_path / "SOTR_R50.pth")
     out = tmp_path / "model"
-    assert cli.run(["convert-released", str(tmp_path / "SOTR_R50.pth"), str(out), "--no-width-duplication"]) == 0
+    assert (
+        cli.run(["convert-released", str(tmp_path / "SOTR_R50.pth"), "--out", str(out), "--no-width-duplication"]) == 0
+    )
     description = json.loads((out / "config.json").read_text())
     assert description["architecture"]["variant"] == "released"
     model = load(out)

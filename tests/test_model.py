@@ -108,7 +108,7 @@ def test_score_and_max_objects(segmenter: Segmenter, picture: np.ndarray) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"score": 3.0}, "score_threshold is 3.0"),
+        ({"score": 3.0}, "score is 3.0"),
         ({"max_objects": 0}, "max_objects is 0; it must be at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
@@ -284,7 +284,8 @@ def test_damaged_config(folder: Path) -> None:
 
 def test_classes_must_match_the_network(folder: Path) -> None:
     edit(folder, class_names=["cat", "dog"])
-    with pytest.raises(SOTRError, match="the network has 3 classes, but there are 2 class names and 3 category ids"):
+    message = r"config\.json: the network has 3 classes, but there are 2 class names and 3 category ids"
+    with pytest.raises(SOTRError, match=message):
         Segmenter.load_folder(folder)
 
 
@@ -323,11 +324,22 @@ def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     assert "\n" not in message
 
 
+def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
+    """They would find nothing in any picture, and say so without an error."""
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["class_head.bias"][0] = torch.nan
+    save_file(tensors, weights)
+    with pytest.raises(SOTRError, match=r"is damaged: 1 with values that are not finite: class_head\.bias; copy"):
+        Segmenter.load_folder(folder)
+
+
 def test_places_that_hold_no_model(saved: Path, tmp_path: Path) -> None:
     for place, message in (
         (tmp_path, "holds no model"),
         (saved / "model.safetensors", "is a file; give the folder"),
         ("no such model", "there is no model 'no such model'"),
+        ("sotr-nano", "is an architecture without weights; train it first: sotr train DATA --model sotr-nano"),
     ):
         with pytest.raises(SOTRError, match=message):
             load(place)
@@ -340,8 +352,9 @@ def test_devices(segmenter: Segmenter) -> None:
     assert choose_device("auto").type == (
         "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     )
-    with pytest.raises(SOTRError, match="there is no device 'toaster'"):
-        choose_device("toaster")
+    for name in ("toaster", "meta"):
+        with pytest.raises(SOTRError, match=f"there is no device '{name}'"):
+            choose_device(name)
     with pytest.raises(SOTRError, match="device cuda:99 is not there"):
         choose_device("cuda:99")
 

@@ -5,11 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import skimage
+from mahotas import demos
 from PIL import Image
 
 from sotr.cli import COMMANDS, build_parser
-from sotr.model import bundled_models
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,10 +44,8 @@ def test_command_line_parses(line: str) -> None:
     assert settings.command == words[0]
 
 
-@pytest.mark.skipif("nuclei" not in bundled_models(), reason="the model nuclei is not bundled in this checkout")
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = Image.open(Path(skimage.__file__).parent / "data" / "ihc.png").convert("RGB")
-    picture.crop((0, 0, 160, 128)).save(tmp_path / "cells.png")
+    Image.open(demos.image_path("nuclear.png")).crop((0, 0, 320, 256)).save(tmp_path / "cells.png")
     monkeypatch.chdir(tmp_path)
     sources = blocks("python")
     assert len(sources) >= 2
@@ -61,5 +58,5 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_links_and_paths_exist() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http") and not ("weights/nuclei" in target and "nuclei" not in bundled_models()):
+        if not target.startswith("http"):
             assert (ROOT / target).exists(), target

@@ -77,8 +77,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(f"error: {_one_line(error, chosen)}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)  # noqa: T201
         return 130
 
 

@@ -24,14 +24,14 @@ decoding follow the authors' code, which departs from the paper's text (`variant
 """
 
 
-def convert_released(checkpoint: str, out: str, width_duplication: bool = True) -> Segmenter:
+def convert_released(checkpoint: str, out: str | None = None, width_duplication: bool = True) -> Segmenter:
     """Turn a released checkpoint (SOTR_R50, SOTR_R101 or SOTR_R101_DCN) into a model folder.
 
     Nothing in the file is executed: it is read as plain tensors, or refused.
 
     Args:
         checkpoint: The .pth file, or a .safetensors file with the same tensors.
-        out: Folder to write, for --model of the other commands.
+        out: Folder to write, for --model of the other commands; default: one with the file's name without its ending.
         width_duplication: Feed each map beside its own copy, as the authors' code does; without it the transformer does
             half the work and its outputs differ by some percent.
 
@@ -47,7 +47,7 @@ def convert_released(checkpoint: str, out: str, width_duplication: bool = True) 
     backbone = config.backbone + (" with deformable stages" if config.deformable_stages else "")
     card = CARD.format(name=path.stem, backbone=backbone, depth=config.depth)
     segmenter = Segmenter(network, COCO_NAMES, COCO_IDS, DecodeOptions.released(), path.stem, card=card)
-    segmenter.save(out)
+    segmenter.save(out if out is not None else path.stem)
     return segmenter
 
 

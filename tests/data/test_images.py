@@ -134,15 +134,18 @@ def test_missing_folder_text_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     for name, words in {
         "absent.png": "no such file",
-        "notes.png": "is not a picture",
-        "empty.jpg": "not a picture",
+        "notes.png": "is not a picture that can be read; its format",
+        "empty.jpg": "is not a picture that can be read; the file is empty",
     }.items():
         with pytest.raises(SOTRError, match=f"{name}: .*{words}"):
             load_image(tmp_path / name)
     with pytest.raises(SOTRError, match=r"is a folder"):
         load_image(tmp_path)
-    with pytest.raises(SOTRError, match=r"^<bytes>: is not a picture"):
+    with pytest.raises(SOTRError, match=r"^<bytes>: is not a picture .*its format") as caught:
         load_image(b"nothing")
+    assert "BytesIO" not in str(caught.value)
+    with pytest.raises(SOTRError, match=r"^<bytes>: .*the file is empty"):
+        load_image(b"")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP"])
@@ -202,6 +205,7 @@ def test_list_images_takes_files_folders_and_globs_once_each_in_order(tmp_path: 
 
     assert listed("") == ["a.JPG", "b.png", "sub/c.tif"]
     assert listed("odd.dat", "b.png", "") == ["odd.dat", "b.png", "a.JPG", "sub/c.tif"]
+    assert listed("sub/../b.png", "b.png", "") == ["sub/../b.png", "a.JPG", "sub/c.tif"]
     assert listed("*") == ["a.JPG", "b.png"]
     assert listed("**/*.tif") == ["sub/c.tif"]
 

@@ -207,6 +207,7 @@ def test_class_without_truth_is_undefined_and_not_averaged() -> None:
     assert json.loads(json.dumps(metrics.to_dict()))["per_class"]["here"] == {
         "AP": metrics.AP,
         "AP50": metrics.AP50,
+        "AP75": pytest.approx(1),
         "objects": 1,
     }
 

@@ -206,3 +206,5 @@ def test_no_pictures_and_a_picture_of_another_size(data: Path, random_model: str
 
 def test_matching_goes_by_name() -> None:
     assert match_classes(["a", "b", "c"], ["c", "x", "a"], [5, 6, 90]) == (90, UNKNOWN_CLASS, 5)
+    # Nothing forbids two categories of one name.
+    assert match_classes(["a", "b", "a", "a"], ["a", "a", "b"], [5, 6, 90]) == (5, 90, 6, UNKNOWN_CLASS)

@@ -146,6 +146,19 @@ def test_unreadable_pictures_are_listed_and_skipped(
     assert not any("text" in image["file_name"] for image in images)
 
 
+def test_standard_error_is_for_failures(
+    folder: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict([folder], segmenter, tmp_path / "out", score=SCORE)
+    assert capsys.readouterr().err == ""
+    (folder / "text.png").write_text("this is no picture")
+    predict([folder / "text.png"], segmenter, tmp_path / "out", score=SCORE)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("1 picture could not be read:")
+    # No table of nothing.
+    assert printed.out.startswith("0 of 1 picture in ")
+
+
 def test_exit_code_of_the_command(folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     segmenter.save(tmp_path / "model")
     arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"]
@@ -220,7 +233,7 @@ def test_a_table_of_pictures_is_capped_and_totalled(
     [
         ({"pictures": ["nowhere/*.png"]}, "nowhere"),
         ({"pictures": []}, "no pictures"),
-        ({"score": -0.1}, "score_threshold is -0.1"),
+        ({"score": -0.1}, "score is -0.1"),
         ({"max_objects": 0}, "max_objects"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"model": "no such model"}, "there is no model"),
@@ -238,9 +251,10 @@ def test_bad_settings_write_nothing(
 
 def test_a_place_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     (tmp_path / "file").write_text("in the way")
-    for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(SOTRError, match=r"cannot write to .*choose another folder with --out"):
-            predict([folder], segmenter, out, quiet=True)
+    with pytest.raises(SOTRError, match=r"file is a file; give a folder for the results with --out"):
+        predict([folder], segmenter, tmp_path / "file", quiet=True)
+    with pytest.raises(SOTRError, match=r"cannot write to .*choose another folder with --out"):
+        predict([folder], segmenter, tmp_path / "file" / "out", quiet=True)
     # A folder where the overlay should go: no half-written JSON is left behind.
     out = tmp_path / "out"
     (out / "a.overlay.png").mkdir(parents=True)

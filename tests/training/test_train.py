@@ -200,8 +200,11 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-def test_ctrl_c_on_the_command_line(coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str]) -> None:
-    """As a terminal sends it: to the loader workers too, which must not fall over."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_on_the_command_line(
+    coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str], number: int
+) -> None:
+    """As a terminal or a cluster sends them: to the loader workers too, which must not fall over."""
     model = write_yaml("model.yaml", CONFIG)
     recipe = write_yaml("recipe.yaml", RECIPE, epochs=1000, validate_every=1000)
     command = ["train", str(coco_folder), "--model", model, "--recipe", recipe, "--out", str(tmp_path / "run")]
@@ -216,7 +219,7 @@ def test_ctrl_c_on_the_command_line(coco_folder: Path, tmp_path: Path, write_yam
             said += line
             if "epoch 2/" in line:
                 break
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         said += process.stderr.read()
         assert process.wait(timeout=60) == 130, said
     finally:
@@ -327,6 +330,10 @@ def test_resuming_refuses_what_differs(tiny: Train, tmp_path: Path, monkeypatch:
     (run / "run.json").write_text(json.dumps({**described, "arguments": {**described["arguments"], **other_files}}))
     with pytest.raises(SOTRError, match=r"val_pictures was 4, now 8"):
         tiny(resume=True)
+    other_data = {**described["data"], "train_objects": 3}
+    (run / "run.json").write_text(json.dumps({**described, "data": other_data}))
+    with pytest.raises(SOTRError, match=r"train_objects was 3, now \d+"):
+        tiny(resume=True)
     (run / "run.json").write_text("{")
     with pytest.raises(SOTRError, match=r"run\.json is damaged"):
         tiny(resume=True)
@@ -335,8 +342,9 @@ def test_resuming_refuses_what_differs(tiny: Train, tmp_path: Path, monkeypatch:
     whole = (run / "checkpoints" / "last.ckpt").read_bytes()
     for damaged in (whole[: len(whole) // 2], b"not a checkpoint", b""):
         (run / "checkpoints" / "last.ckpt").write_bytes(damaged)
-        with pytest.raises(SOTRError, match=r"last\.ckpt is not a checkpoint that can be read"):
+        with pytest.raises(SOTRError, match=r"last\.ckpt is not a checkpoint that can be read") as caught:
             tiny(resume=True)
+        assert len(str(caught.value).removeprefix(str(run))) < 200  # PyTorch has more to say
     with pytest.raises(SOTRError, match=r"elsewhere holds no run to resume"):
         tiny(tmp_path / "elsewhere", resume=True)
 
@@ -364,7 +372,7 @@ class _Touch:
 
 def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., str]) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"model": "sotr-r5"}, r"no model 'sotr-r5'; choose one of sotr-r50"),
+        ({"model": "sotr-r5"}, r"no model 'sotr-r5'.*random weights: sotr-r50, sotr-r101"),
         ({"model": write_yaml("wide.yaml", CONFIG, widht=3)}, r"wide\.yaml: unknown setting widht"),
         ({"recipe": "scrach"}, r"no recipe 'scrach'"),
         ({"epochs": 0}, r"epochs is 0"),
@@ -372,6 +380,8 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         ({"lr": float("nan")}, r"lr is nan"),
         ({"image_size": 0}, r"image_size is 0"),
         ({"max_dets": 0}, r"max_dets is 0"),
+        ({"seed": -1}, r"seed is -1"),
+        ({"seed": 2**63}, r"seed is \d+; it must be a whole number"),
         ({"workers": -1}, r"workers is -1"),
         ({"device": "gpu7"}, r"no device 'gpu7'"),
         ({"train_json": "val.json", "val_json": "nothing.json"}, r"nothing\.json"),
@@ -380,6 +390,13 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         with pytest.raises(SOTRError, match=message):
             tiny(**arguments)
         assert not (tmp_path / "run").exists(), arguments
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tiny: Train, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SOTRError, match=r"file/run cannot go on: .*another folder with --out") as caught:
+        tiny(tmp_path / "file" / "run")
+    assert "\n" not in str(caught.value)
 
 
 def test_default_folders_are_numbered_and_the_newest_resumed(

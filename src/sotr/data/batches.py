@@ -1,6 +1,7 @@
 """Samples, batches and loaders. Order and augmentation are functions of (seed, epoch, sample), so a position in an
 epoch is all that an exact resume needs."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -241,18 +242,17 @@ def _side_by_side(
     order: NDArray[np.int64], groups_N: NDArray[np.int64], batch_size: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """The same samples with those of a group together in batches, the batches in random order."""
+    # What fills no batch, and may be left out, is taken from all groups alike: the last of the random order.
+    cut = len(order) // batch_size * batch_size
+    order, last, groups_N = order[:cut], order[cut:], groups_N[:cut]
     whole, rest = [], []
     for group in np.unique(groups_N):
         members = order[groups_N == group]
-        cut = len(members) // batch_size * batch_size
-        whole.append(members[:cut])
-        rest.append(members[cut:])  # the groups are in order, so neighbours in shape meet here
-    # Turned by a random number, as the last few of an epoch may be left out: not always those of the last group.
-    left = np.concatenate(rest)
-    samples = np.concatenate([*whole, np.roll(left, generator.integers(max(1, len(left))))])
-    cut = len(samples) // batch_size * batch_size
-    batches = generator.permutation(samples[:cut].reshape(-1, batch_size))
-    return np.concatenate([batches.ravel(), samples[cut:]])
+        full = len(members) // batch_size * batch_size
+        whole.append(members[:full])
+        rest.append(members[full:])  # the groups are in order, so neighbours in shape meet here
+    batches = np.concatenate([*whole, *rest, order[:0]]).reshape(-1, batch_size)
+    return np.concatenate([generator.permutation(batches).ravel(), last])
 
 
 def shape_groups(coco: CocoDataset, augmentation: Augmentation) -> NDArray[np.int64]:
@@ -294,6 +294,12 @@ def collate_eval(samples: Sequence[EvalSample]) -> EvalBatch:
     )
 
 
+def _leave_signals_to_main(_: int) -> None:
+    """Of a worker: Ctrl-C and a SIGTERM to the whole group are the main process's business; it ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def train_loader(
     coco: CocoDataset,
     config: SOTRConfig,
@@ -324,6 +330,7 @@ def train_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=len(dataset) >= batch_size,
+        worker_init_fn=_leave_signals_to_main,
         persistent_workers=workers > 0,
     )
 
@@ -336,6 +343,7 @@ def eval_loader(
         EvalDataset(coco, config),  # type: ignore[arg-type]
         batch_size=batch_size,
         collate_fn=collate_eval,
+        worker_init_fn=_leave_signals_to_main,
         num_workers=workers,
         pin_memory=pin_memory,
     )

@@ -3,6 +3,7 @@
 import json as jsonlib
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -127,11 +128,15 @@ def match_classes(
 ) -> tuple[int, ...]:
     """The data set's category id of each of the model's classes, matched by name; `UNKNOWN_CLASS` where it has none.
 
+    Of classes of the same name the first is matched with the first, the second with the second and so on.
+
     Raises:
         SOTRError: no name is common to both.
     """
-    id_of = dict(zip(data_names, data_category_ids, strict=True))
-    matched = tuple(id_of.get(name, UNKNOWN_CLASS) for name in model_names)
+    ids_of: dict[str, deque[int]] = {}
+    for name, category_id in zip(data_names, data_category_ids, strict=True):
+        ids_of.setdefault(name, deque()).append(category_id)
+    matched = tuple(ids_of[name].popleft() if ids_of.get(name) else UNKNOWN_CLASS for name in model_names)
     if not set(model_names) & set(data_names):
         raise SOTRError(
             f"the model and the data have no class in common: the model knows {_some(model_names)}, "

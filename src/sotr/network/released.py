@@ -83,7 +83,7 @@ def stride_in_first_convolution(body: nn.Module) -> None:
 
 
 # ImageNet's deviation of red, green and blue, by which our preprocessing divides and the authors' does not.
-_STD = torch.tensor([0.229, 0.224, 0.225])
+_STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
 
 _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 
@@ -129,7 +129,7 @@ def released_to_ours(
         if len(found) > 1:
             value = torch.cat(found) if value.ndim else torch.stack(found)
         if name == "backbone.body.conv1.weight":
-            value = value.flip(1) * (255 * _STD).view(1, 3, 1, 1)
+            value = (value.flip(1).double() * (255 * _STD).view(1, 3, 1, 1)).float()
         if value.shape != like.shape:
             misshapen.append(f"{', '.join(sources)} has shape {tuple(value.shape)} instead of {tuple(like.shape)}")
         converted[name] = value

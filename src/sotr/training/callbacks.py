@@ -61,7 +61,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # PyTorch explains at length; the first sentence says it.
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise SOTRError(f"{path} is not a checkpoint that can be read ({reason}); restore it or train anew") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
         raise SOTRError(f"{path} is not a checkpoint of a training; restore it or train anew")
@@ -208,6 +209,8 @@ class RunKeeper(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock starts; a validation that was interrupted comes first."""
         assert isinstance(pl_module, SOTRModule)
+        self._interrupts.claim()
+        self._stop_if_asked(trainer, pl_module)
         self._clock = self._pictures_since = time.monotonic()
         self.catch_up(trainer, pl_module)
         self._begin_epoch(trainer)

@@ -43,6 +43,12 @@ class Interrupts:
             if handler is not None:  # None: it was not Python that installed it
                 signal.signal(number, handler)
 
+    def claim(self) -> None:
+        """Handle the signals alone again: Lightning's trainer wraps SIGTERM's handler in one of its own, which leaves
+        the loop between steps without saving anything."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
             # A loader worker, which inherited this handler: the terminal's Ctrl-C is the main process's business.

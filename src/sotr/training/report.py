@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -47,7 +49,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     figure = Figure(figsize=(15, 4.2))
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.13, top=0.91, wspace=0.17)
-    losses, precision, rate = figure.subplots(1, 3)
+    losses, precision, rate = figure.subplots(1, 3, sharex=True)
 
     steps = [row for row in rows if "loss" in row]
     x = np.array([row["step"] for row in steps])
@@ -71,10 +73,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         precision.plot(
             *zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name
         ) if points else None
-    title = "validation, mask AP"
+    title = "validation, mask AP" if validations else "no validation with objects"
     if validations:
         precision.legend(frameon=False, loc="upper left")
-        best = max(validations, key=lambda row: row["AP"])
+        # Of equals the later one, as the run keeps it.
+        best = max(validations, key=lambda row: (row["AP"], row["step"]))
         title += f" (best {best['AP']:.3f} in epoch {best['epoch']:.0f})"
     precision.set_ylim(bottom=0)
     _dress(precision, title)
@@ -85,6 +88,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 def _dress(axes: Axes, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -167,13 +171,15 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
         f"- recipe: {run['arguments']['recipe']} ({recipe['optimizer']}, learning rate {recipe['lr']:g}, "
         f"batch {recipe['batch_size']}, {length}), seed {run['seed']}",
         f"- started from: {run['weights']}",
-        f"- trained: {epochs} epochs in {seconds / 3600:.2f} h on {run['device']}, precision {run['precision']}",
+        f"- trained: {epochs} epochs in {timedelta(seconds=round(seconds))} (h:mm:ss) on {run['device']}, "
+        f"precision {run['precision']}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in run['versions'].items())}",
     ]
-    if metrics is not None:
+    lines += ["", "## Validation"]
+    if metrics is None:
+        lines.append("None: there were no validation pictures.")
+    else:
         lines += [
-            "",
-            "## Validation",
             f"{data['val_pictures']} pictures with {metrics['objects']} objects, after epoch {metrics['epoch']} "
             f"(chosen for its AP), COCO metrics of masks with {metrics['max_dets']} detections per picture:",
             "",

@@ -51,6 +51,8 @@ def new_run(
         # The cap of the longest edge keeps its proportion to the shortest.
         longest = round(config.max_image_size * size / config.image_size)
         config = replace(config, image_size=size, max_image_size=longest)
+    if not 0 <= arguments["seed"] < 2**63:
+        raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")
     if arguments["max_dets"] < 1:
         raise SOTRError(f"max_dets is {arguments['max_dets']}; it must be at least 1")
     return {
@@ -68,7 +70,7 @@ def new_run(
             "class_names": list(train_data.class_names),
             "category_ids": list(train_data.category_ids),
             "train_pictures": len(train_data),
-            "train_objects": int((~train_data.iscrowd).sum()),
+            "train_objects": _objects(train_data),
             "val_pictures": 0 if val_data is None else len(val_data),
         },
     }
@@ -77,6 +79,10 @@ def new_run(
 def default_recipe(model: str) -> str:
     """The bundled recipe that suits a model that has, or has not, been trained before."""
     return "scratch" if model in PRESETS or Path(model).is_file() else "finetune"
+
+
+def _objects(data: CocoDataset) -> int:
+    return int((~data.iscrowd).sum())
 
 
 def resolved_recipe(arguments: Mapping[str, Any]) -> Recipe:
@@ -194,11 +200,12 @@ def check_same_data(
     """Refuse to resume a run with other data.
 
     Raises:
-        SOTRError: classes or the number of pictures differ.
+        SOTRError: classes or the number of pictures or objects differ.
     """
     now = {
         "class_names": list(train_data.class_names),
         "train_pictures": len(train_data),
+        "train_objects": _objects(train_data),
         "val_pictures": 0 if val_data is None else len(val_data),
     }
     before = run["data"]

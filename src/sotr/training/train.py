@@ -41,7 +41,7 @@ from sotr.training.report import draw_curves, draw_validation, model_card, read_
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """The user stopped the training with a signal; the run's `last.ckpt` holds all of it."""
+    """The user stopped the training with a signal; the message says how to go on from the run's `last.ckpt`."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,9 @@ class _Work:
                 ) from None
             except Stop:
                 again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
-                self.console.print(f"interrupted after step {trainer.global_step} of {total}; to continue: {again}")
-                raise TrainingInterrupted from None
+                raise TrainingInterrupted(
+                    f"interrupted after step {trainer.global_step} of {total}; to continue: {again}"
+                ) from None
         return keeper
 
     def _say(self, module: SOTRModule, per_epoch: int, first_step: int) -> None:
