@@ -1,7 +1,9 @@
 """Samples, batches and loaders. Order and augmentation are functions of (seed, epoch, sample), so a position in an
 epoch is all that an exact resume needs."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -295,9 +297,18 @@ def collate_eval(samples: Sequence[EvalSample]) -> EvalBatch:
 
 
 def _leave_signals_to_main(_: int) -> None:
-    """Of a worker: Ctrl-C and a SIGTERM to the whole group are the main process's business; it ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Of a worker: Ctrl-C, and a SIGTERM to the whole group, are the main process's business. Its own SIGTERM is not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def train_loader(
