@@ -50,6 +50,8 @@ def test_unknown_setting_is_named():
         ({"width": "wide"}, "width is 'wide'"),
         ({"grids": 40}, "grids is 40"),
         ({"image_size": 2000}, "max_image_size"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
+        ({"depth": float("inf")}, "depth is inf"),
         ({"num_classes": True}, "num_classes is True"),
     ],
 )

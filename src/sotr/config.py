@@ -1,5 +1,6 @@
 """The architecture of a SOTR network as one frozen value, and the named presets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -96,8 +97,8 @@ class SOTRConfig:
             raise SOTRError(f"scale_ranges is {self.scale_ranges}; in each pair low must not exceed high")
         if not 0 < self.center_fraction <= 1:
             raise SOTRError(f"center_fraction is {self.center_fraction}; it must lie in (0, 1]")
-        if self.mlp_ratio <= 0:
-            raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be positive")
+        if not 0 < self.mlp_ratio < math.inf:
+            raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be a positive number")
         if self.variant not in VARIANTS:
             raise SOTRError(f"there is no variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.variant == "released":
@@ -176,7 +177,7 @@ class SOTRConfig:
                     # bool("no") and int(2.5) do not fail, but do not mean what was written either.
                     if isinstance(value, bool) != isinstance(default, bool) or checked[name] != value:
                         raise TypeError
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise SOTRError(f"{name} is {value!r}; it must look like {default!r}") from None
         return cls(**checked)
 
