@@ -297,7 +297,7 @@ def collate_eval(samples: Sequence[EvalSample]) -> EvalBatch:
 
 
 def _leave_signals_to_main(_: int) -> None:
-    """Of a worker: Ctrl-C and a SIGTERM to the whole group are the main process's business; it ends its workers itself."""
+    """Of a worker: Ctrl-C and a SIGTERM to the whole group are the main process's business, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
         return
