@@ -201,7 +201,30 @@ def test_a_signal_leaves_no_half_written_file(calls: list, tmp_path: Path, numbe
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in COMMANDS)
+    assert all(name.split()[0] in text for name in COMMANDS)
+
+
+def test_commands_of_two_words(
+    calls: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "data sample", Command("sample_command", "in a group", function="sample"))
+    Path("settings.yaml").write_text("score: 0.7\nmax_objects: 3\n")
+    assert run(["data", "sample", "a", "--score", "0.9", "--config", "settings.yaml"]) == 0
+    assert calls == [(["a"], "nuclei", 0.9, 3, False, True)]
+    for words, message in (
+        (["data", "sample"], "required: pictures; see sotr data sample --help"),
+        (["data", "sample", "a", "--score", "x"], "score cannot be x; see sotr data sample --help"),
+        (["data", "nothing"], "invalid choice: 'nothing'"),
+        (["data", "--nothing"], "see sotr data --help"),
+    ):
+        assert run(words) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        run(["data"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert "in a group" in text
+    assert "synthesize" in text
 
 
 def sotr(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from sotr.files import atomic_write
+from sotr.errors import SOTRError
+from sotr.files import atomic_folder, atomic_write
 
 
 def test_block_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
@@ -29,3 +30,19 @@ def test_result_has_ordinary_permissions(tmp_path):
         file.write("x")
     (tmp_path / "plain").write_text("x")
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "data") as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "data").mkdir()  # empty: it may be filled
+    with atomic_folder(tmp_path / "data") as folder:
+        (folder / "whole").touch()
+    assert os.listdir(tmp_path) == ["data"]
+    assert os.listdir(tmp_path / "data") == ["whole"]
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "data").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(SOTRError, match="is there already"), atomic_folder(tmp_path / "data"):
+        pass

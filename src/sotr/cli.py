@@ -33,6 +33,8 @@ class Command:
     """Optional parameters to be given without a flag; required ones always are."""
     extra: str | None = None
     """The extra of this package that the command needs."""
+    function: str | None = None
+    """The function's name, if it is not the command's with underscores."""
 
 
 COMMANDS = {
@@ -41,8 +43,14 @@ COMMANDS = {
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
+    "data synthesize": Command(
+        "sotr.data.synthetic", "make a data set of overlapping shapes", function="write_synthetic"
+    ),
 }
-"""Command -> its function, which has the command's name, with underscores."""
+"""Command, of one word or two, -> its function."""
+
+GROUPS = {"data": "check, convert, show or make a data set"}
+"""First words of commands of two."""
 
 DESCRIPTION = "SOTR: instance segmentation with transformers. `sotr COMMAND --help` explains a command."
 
@@ -57,18 +65,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code; `--help`, `--version` and `--print_config` exit by themselves."""
     words = [_with_hyphens(word) for word in arguments]
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    chosen = _chosen(words)
     try:
         parser, function = build_parser(chosen)
         if not words:
             parser.print_help()
             return 0
+        if words in [[group] for group in GROUPS]:
+            words.append("--help")
         if function is not None and chosen is not None:
             words = _configs_first(words, chosen, function)
         settings = parser.parse_args(words)
         if function is None or chosen is None:
             raise SOTRError(f"name a command: {', '.join(COMMANDS)}")
-        values = settings[chosen].as_dict()
+        values = settings[chosen.replace(" ", ".")].as_dict()
         values.pop("config", None)
         result = function(**values)
         return 1 if getattr(result, "failures", None) else 0
@@ -92,6 +102,11 @@ def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any]
         prog="sotr", description=DESCRIPTION, version=version("sotr"), exit_on_error=False, allow_abbrev=False
     )
     commands = parser.add_subcommands(required=False, dest="command", metavar="COMMAND")
+    places = {"": commands}
+    for group, purpose in GROUPS.items():
+        group_parser = ArgumentParser(description=f"{purpose.capitalize()}.", exit_on_error=False, allow_abbrev=False)
+        commands.add_subcommand(group, group_parser, help=purpose)
+        places[group] = group_parser.add_subcommands(required=False, dest="command", metavar="COMMAND")
     chosen_function = None
     for name, command in COMMANDS.items():
         if name == chosen:
@@ -99,7 +114,8 @@ def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any]
             subparser = command_parser(chosen_function, command.positional)
         else:
             subparser = ArgumentParser(exit_on_error=False)
-        commands.add_subcommand(name, subparser, help=command.help)
+        group, _, own = name.rpartition(" ")
+        places[group].add_subcommand(own, subparser, help=command.help)
     return parser, chosen_function
 
 
@@ -136,10 +152,17 @@ def command_parser(function: Callable[..., Any], positional: Sequence[str] = ())
     return parser
 
 
+def _chosen(words: Sequence[str]) -> str | None:
+    """The command that the words name: the first that is no flag, or the first two."""
+    names = [word for word in words if not word.startswith("-")][:2]
+    return " ".join(names if names and names[0] in GROUPS else names[:1]) or None
+
+
 def _import(name: str, command: Command) -> Callable[..., Any]:
     """The function of a command."""
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(command.module), name.replace("-", "_"))
+        module = importlib.import_module(command.module)
+        function: Callable[..., Any] = getattr(module, command.function or name.replace("-", "_"))
     except ModuleNotFoundError as error:
         if command.extra is None or (error.name or "").startswith("sotr"):
             raise
@@ -162,7 +185,7 @@ def _configs_first(words: Sequence[str], chosen: str, function: Callable[..., An
 
     The parser lets what comes later win: this way the command line wins over the files, wherever it names them.
     """
-    command = words.index(chosen)
+    command = words.index(chosen.split()[-1])
     configs: list[str] = []
     others: list[str] = []
     rest = iter(words[command + 1 :])
@@ -210,13 +233,14 @@ def _one_line(error: Exception, chosen: str | None) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, SOTRError):
         return message
-    wrong_value = re.match(r'Parser key "(?:\w+\.)?(\w+)": .*(?:Given|Got) value:(.*)', message)
+    wrong_value = re.match(r'Parser key "(?:[\w-]+\.)*(\w+)": .*(?:Given|Got) value:(.*)', message)
     if wrong_value:
         name, value = wrong_value.groups()
         message = f"{name.replace('_', '-')} cannot be {value.strip() or 'empty'}"
-    elif "arguments are required: " in message:
-        message = message.replace(f"{chosen}.", "")
-    return f"{message}; see sotr {f'{chosen} ' if chosen in COMMANDS else ''}--help"
+    elif chosen and "arguments are required: " in message:
+        message = message.replace(f"{chosen.replace(' ', '.')}.", "")
+    known = chosen if chosen in COMMANDS else (chosen or "").partition(" ")[0]
+    return f"{message}; see sotr {f'{known} ' if known in COMMANDS or known in GROUPS else ''}--help"
 
 
 def _is_list(value_type: Any) -> bool:
