@@ -157,7 +157,7 @@ class TrainDataset(Dataset[Sample]):
         return Sample(
             image_3hw=augmented.image_3hw,
             targets=augmented.targets,
-            image_id=self.coco.image_ids[index],
+            image_id=int(self.coco.image_ids[index]),
             file_name=self.coco.file_names[index],
             size=augmented.size,
             original_size=(image.shape[0], image.shape[1]),
@@ -177,7 +177,7 @@ class EvalDataset(Dataset[EvalSample]):
         image = _or_worker_error(self.coco, index)
         return EvalSample(
             image_3hw=preprocess(image, self.config.image_size, self.config.max_image_size),
-            image_id=self.coco.image_ids[index],
+            image_id=int(self.coco.image_ids[index]),
             file_name=self.coco.file_names[index],
             original_size=(image.shape[0], image.shape[1]),
         )

@@ -1,6 +1,6 @@
 """COCO annotation files: read and checked once, held compactly, and the folder layouts in which they come."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,7 +9,8 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from sotr.data.parse import check_masks, compress, read_categories, read_images, read_json, show, whole
+from sotr.data.index import read_index
+from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 
 
@@ -42,8 +43,8 @@ class CocoDataset:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     """The file's ids in ascending order; the contiguous label of a class is its position here."""
-    image_ids: tuple[int, ...]
-    file_names: tuple[str, ...]
+    image_ids: NDArray[np.int64]
+    file_names: Sequence[str]
     sizes_N2: NDArray[np.int64]
     """Height, width."""
     offsets: NDArray[np.int64]
@@ -53,22 +54,30 @@ class CocoDataset:
     annotation_ids: NDArray[np.int64]
     areas: NDArray[np.float64]
     boxes: NDArray[np.int64]
-    rle_text: bytes
+    polygons: NDArray[np.bool_]
+    """Whether the file has the mask as polygons, not as RLE."""
+    outside: NDArray[np.bool_]
+    """Whether polygons leave the picture by more than a pixel; what is outside is cut off."""
+    rle_text: NDArray[np.uint8]
     """All masks' compressed RLE strings, joined."""
     rle_offsets: NDArray[np.int64]
-    skipped: tuple[int, ...]
-    """Ids of annotations, crowds aside, whose mask has no pixels: training leaves them out."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     @property
+    def skipped(self) -> tuple[int, ...]:
+        """Ids of annotations, crowds aside, whose mask has no pixels: training leaves them out."""
+        return tuple(self.annotation_ids[(self.boxes[:, 2] == 0) & ~self.iscrowd].tolist())
+
+    @property
     def skipped_message(self) -> str | None:
         """One line on the annotations that training leaves out, or None if it uses them all."""
-        if not self.skipped:
+        skipped = self.skipped
+        if not skipped:
             return None
-        some = ", ".join(map(str, self.skipped[:5])) + (", ..." if len(self.skipped) > 5 else "")
-        return f"{self.json_path}: {len(self.skipped)} annotation(s) cover no pixel and are not trained on: id {some}"
+        some = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+        return f"{self.json_path}: {len(skipped)} annotation(s) cover no pixel and are not trained on: id {some}"
 
     def path(self, index: int) -> Path:
         """The file of picture `index`."""
@@ -76,14 +85,14 @@ class CocoDataset:
 
     def strings(self, annotations: Iterable[int]) -> list[bytes]:
         """Compressed RLE strings of annotations, given by position in the flat arrays."""
-        return [self.rle_text[self.rle_offsets[a] : self.rle_offsets[a + 1]] for a in annotations]
+        return [self.rle_text[self.rle_offsets[a] : self.rle_offsets[a + 1]].tobytes() for a in annotations]
 
     def record(self, index: int) -> Record:
         """Picture `index` with its annotations."""
         own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         height, width = map(int, self.sizes_N2[index])
         return Record(
-            image_id=self.image_ids[index],
+            image_id=int(self.image_ids[index]),
             path=self.path(index),
             height=height,
             width=width,
@@ -111,7 +120,7 @@ class CocoDataset:
         """
         ids = self.annotation_ids if self.annotation_ids.min(initial=1) > 0 else np.arange(1, len(self.labels) + 1)
         annotations = []
-        for index, image_id in enumerate(self.image_ids):
+        for index, image_id in enumerate(self.image_ids.tolist()):
             record = self.record(index)
             first = int(self.offsets[index])
             for i, segmentation in enumerate(record.segmentations):
@@ -131,7 +140,9 @@ class CocoDataset:
             "info": {},
             "images": [
                 {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}
-                for image_id, name, (height, width) in zip(self.image_ids, self.file_names, self.sizes_N2, strict=True)
+                for image_id, name, (height, width) in zip(
+                    self.image_ids.tolist(), self.file_names, self.sizes_N2, strict=True
+                )
             ],
             "annotations": annotations,
             "categories": [
@@ -152,70 +163,28 @@ def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
     """Read a COCO instance annotation file and check all of it, so that nothing fails in the middle of a training.
 
     Polygons (of several parts), uncompressed and compressed RLE are understood. Pictures without annotations are kept.
-    The pictures themselves are looked for, but not opened.
+    The pictures themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
+    folder (`sotr.data.cache`), from where the next call maps it into memory.
 
     Raises:
         SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing picture,
             an annotation of an unknown picture or category or without a mask, a polygon with fewer than 3 points or
             with coordinates that are not numbers, and an RLE that is broken or not of its picture's size.
     """
+    data = read_coco(json_path, images_dir)
+    for index, name in enumerate(data.file_names):
+        if not data.path(index).is_file():
+            raise SOTRError(
+                f"{data.json_path}: image {data.image_ids[index]}: {data.images_dir / name} is missing; "
+                "add the file or drop the image from the JSON"
+            )
+    return data
+
+
+def read_coco(json_path: str | Path, images_dir: str | Path, flaws: list[Flaw] | None = None) -> CocoDataset:
+    """`load_coco` without looking for the pictures; with `flaws` what is wrong is appended there, and left out here."""
     json_path, images_dir = Path(json_path), Path(images_dir)
-    data = read_json(json_path)
-    names = read_categories(data["categories"], json_path)
-    category_ids = tuple(sorted(names))
-    image_ids, file_names, sizes = read_images(data["images"], json_path, images_dir)
-    position = {image_id: i for i, image_id in enumerate(image_ids)}
-    label_of = {category_id: i for i, category_id in enumerate(category_ids)}
-
-    count = len(data["annotations"])
-    pictures, labels, ids = (np.zeros(count, np.int64) for _ in range(3))
-    crowds, areas, strings = np.zeros(count, np.bool_), np.full(count, np.nan), []
-    seen: set[int] = set()
-    for row, annotation in enumerate(data["annotations"]):
-        where = f"{json_path}: annotation number {row + 1}"
-        if not isinstance(annotation, dict):
-            raise SOTRError(f"{where} is {show(annotation)}; it must be an object")
-        ids[row] = annotation_id = whole(annotation, "id", where)
-        where = f"{json_path}: annotation {annotation_id}"
-        if annotation_id in seen:
-            raise SOTRError(f"{where} occurs twice; give each annotation an id of its own")
-        seen.add(annotation_id)
-        image_id, category_id = whole(annotation, "image_id", where), whole(annotation, "category_id", where)
-        if image_id not in position:
-            raise SOTRError(f"{where} belongs to image {image_id}, which is not among the images; add it or drop both")
-        if category_id not in label_of:
-            raise SOTRError(f"{where} has category {category_id}, which is not among the categories; add it there")
-        pictures[row], labels[row] = position[image_id], label_of[category_id]
-        crowd = annotation.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise SOTRError(f"{where} has iscrowd {show(crowd)}; it must be 0 or 1")
-        crowds[row] = bool(crowd)
-        area = annotation.get("area")
-        if isinstance(area, int | float) and 0 <= area < 2**53:
-            areas[row] = area
-        strings.append(compress(annotation.get("segmentation"), *sizes[position[image_id]], where))
-
-    pixels, boxes = check_masks(strings, sizes, pictures, ids, json_path)
-    order = np.argsort(pictures, kind="stable")
-    lengths = np.fromiter(map(len, strings), np.int64, count)[order]
-    return CocoDataset(
-        json_path=json_path,
-        images_dir=images_dir,
-        class_names=tuple(names[category_id] for category_id in category_ids),
-        category_ids=category_ids,
-        image_ids=image_ids,
-        file_names=file_names,
-        sizes_N2=np.array(sizes, np.int64).reshape(-1, 2),
-        offsets=np.searchsorted(pictures[order], np.arange(len(image_ids) + 1)),
-        labels=labels[order],
-        iscrowd=crowds[order],
-        annotation_ids=ids[order],
-        areas=np.where(np.isnan(areas), pixels, areas)[order],
-        boxes=boxes[order],
-        rle_text=b"".join(strings[i] for i in order),
-        rle_offsets=np.concatenate(([0], np.cumsum(lengths))),
-        skipped=tuple(ids[order][((pixels == 0) & ~crowds)[order]].tolist()),
-    )
+    return CocoDataset(json_path, images_dir, **read_index(json_path, images_dir, flaws))
 
 
 def find_data(
