@@ -43,6 +43,8 @@ COMMANDS = {
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
+    "data check": Command("sotr.inspection", "look a data set over, and repair it", function="check_data"),
+    "data show": Command("sotr.inspection", "draw labelled pictures on one sheet", function="show_data"),
     "data synthesize": Command(
         "sotr.data.synthetic", "make a data set of overlapping shapes", function="write_synthetic"
     ),

@@ -211,6 +211,41 @@ def find_data(
     Raises:
         SOTRError: if nothing is found, if the two splits' categories differ, or for whatever `load_coco` finds.
     """
+    found = locate_data(folder, train_json=train_json, val_json=val_json, images=images)
+    if only is not None and only not in found:
+        there = ", ".join(str(path) for path, _ in found.values())
+        raise SOTRError(f"{folder}: has no {only} split, only {there}; name one with --{only}-json")
+    loaded = {split: load_coco(*paths) for split, paths in found.items() if only is None or split == only}
+    train, val = loaded.get("train"), loaded.get("val")
+    if train and val and (difference := category_difference(train, val)):
+        raise SOTRError(difference)
+    return Splits(train, val)
+
+
+def category_difference(train: CocoDataset, val: CocoDataset) -> str | None:
+    """One line on what the categories of two splits differ in, or None."""
+    ours, theirs = (dict(zip(data.category_ids, data.class_names, strict=True)) for data in (train, val))
+    different = sorted(set(ours.items()) ^ set(theirs.items()))
+    if not different:
+        return None
+    return (
+        f"{train.json_path} and {val.json_path} have different categories ({different[0][0]}: "
+        f"{different[0][1]!r} is not in both); make the two lists equal"
+    )
+
+
+def locate_data(
+    folder: str | Path,
+    *,
+    train_json: str | Path | None = None,
+    val_json: str | Path | None = None,
+    images: str | Path | None = None,
+) -> dict[str, tuple[Path, Path]]:
+    """Split (train, val) -> annotation file and folder of the pictures, found as `find_data` says; nothing is read.
+
+    Raises:
+        SOTRError: nothing is found.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise SOTRError(f"{folder}: no such folder; give the folder of a COCO data set")
@@ -233,23 +268,7 @@ def find_data(
         if name is not None:
             path = _given(name, folder, f"--{split}-json")
             found[split] = (path, folder / "images" if (folder / "images").is_dir() else path.parent)
-    loaded = {
-        split: load_coco(path, images or pictures)
-        for split, (path, pictures) in found.items()
-        if only is None or split == only
-    }
-    if only is not None and only not in loaded:
-        there = ", ".join(str(path) for path, _ in found.values())
-        raise SOTRError(f"{folder}: has no {only} split, only {there}; name one with --{only}-json")
-    train, val = loaded.get("train"), loaded.get("val")
-    if train and val:
-        ours, theirs = (dict(zip(data.category_ids, data.class_names, strict=True)) for data in (train, val))
-        if different := sorted(set(ours.items()) ^ set(theirs.items())):
-            raise SOTRError(
-                f"{train.json_path} and {val.json_path} have different categories ({different[0][0]}: "
-                f"{different[0][1]!r} is not in both); make the two lists equal"
-            )
-    return Splits(train, val)
+    return {split: (path, images or pictures) for split, (path, pictures) in found.items()}
 
 
 def _given(path: str | Path, folder: Path, flag: str) -> Path:

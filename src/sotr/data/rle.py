@@ -132,6 +132,26 @@ def boxes(runs: Runs) -> Ints:
     return out
 
 
+def centers(runs: Runs) -> NDArray[np.float64]:
+    """(x, y) of each mask's centre of mass, I x 2 in pixels, the first of which has its middle at one half; zeros for a
+    mask without pixels."""
+    heights = np.repeat(runs.heights_I, np.diff(runs.offsets))
+    columns = _sum_of_columns(runs.ends, heights) - _sum_of_columns(runs.starts, heights)
+    # The places of a run add up to an arithmetic series; what is not columns times height in them is rows.
+    places = (runs.ends * (runs.ends - 1) - runs.starts * (runs.starts - 1)) // 2
+    sums = np.stack([columns, places - columns * heights], 1)
+    total = np.concatenate((np.zeros((1, 2), np.int64), np.cumsum(sums, 0)))
+    pixels = areas(runs)
+    means = (total[runs.offsets[1:]] - total[runs.offsets[:-1]]) / np.maximum(pixels, 1)[:, None]
+    return np.where(pixels[:, None] > 0, means + 0.5, 0.0)
+
+
+def _sum_of_columns(places: Ints, heights: Ints) -> Ints:
+    """Sum of the columns of all pixels before a place, in pictures of these heights."""
+    full, rest = np.divmod(places, heights)
+    return heights * full * (full - 1) // 2 + rest * full
+
+
 def patches(runs: Runs, parts_I4: Ints, budget: int = 2**24) -> Iterator[NDArray[np.uint8]]:
     """Rasterise a part of each mask.
 

@@ -45,12 +45,12 @@ def assign(targets: Sequence[Targets], config: SOTRConfig, padded_size: tuple[in
     labels = torch.full((len(targets), config.num_cells), config.num_classes, dtype=torch.int64)
     cells, objects, counts, positives = [], [], [], 0
     for picture, target in enumerate(targets):
-        claims = _claims(target, config, padded_size)
-        owner_K = _owners(claims, target, config)
+        claimed = claims(target.boxes_I4, target.centers_I2, torch.tensor(padded_size), config)
+        owner_K = _owners(claimed, target, config)
         owned = torch.nonzero(owner_K >= 0)[:, 0]
         labels[picture, owned] = target.labels_I[owner_K[owned]]
         if config.variant == "released":
-            learning_cells, learned_objects = claims
+            learning_cells, learned_objects = claimed
         else:
             learning_cells, learned_objects = owned, owner_K[owned]
         cells.append(learning_cells)
@@ -61,15 +61,20 @@ def assign(targets: Sequence[Targets], config: SOTRConfig, padded_size: tuple[in
     return Assignment(labels, torch.cat([empty, *cells]), torch.cat([empty, *objects]), tuple(counts), positives)
 
 
-def _claims(target: Targets, config: SOTRConfig, padded_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Every pair of a cell and an object that claims it, as two index vectors."""
-    boxes, centers = target.boxes_I4.double(), target.centers_I2.double()
+def claims(boxes_I4: Tensor, centers_I2: Tensor, padded_sizes: Tensor, config: SOTRConfig) -> tuple[Tensor, Tensor]:
+    """Every pair of a cell and an object that claims it, as two index vectors.
+
+    Args:
+        boxes_I4, centers_I2: as in `Targets`.
+        padded_sizes: (H, W) of the network input: one for all objects, or I x 2 if they are of several pictures.
+    """
+    boxes, centers = boxes_I4.double(), centers_I2.double()
     if config.variant == "released":
         centers = centers - 0.5  # the authors' code takes a pixel's index for its middle
     sizes_I2 = boxes[:, 2:] - boxes[:, :2]  # width, height
     scales_I = sizes_I2.prod(1).sqrt()
     half_I2 = sizes_I2 * (config.center_fraction / 2)
-    extent = torch.tensor([padded_size[1], padded_size[0]], dtype=torch.float64)
+    extent = padded_sizes.double().flip(-1)
     cells, objects, start = [], [], 0
     for grid, (low, high) in zip(config.grids, config.scale_ranges, strict=True):
         center, first, last = (
@@ -94,9 +99,9 @@ def _cell(place: Tensor, grid: int, variant: str) -> Tensor:
     return cell.long().clamp(0, grid - 1)
 
 
-def _owners(claims: tuple[Tensor, Tensor], target: Targets, config: SOTRConfig) -> Tensor:
+def _owners(claimed: tuple[Tensor, Tensor], target: Targets, config: SOTRConfig) -> Tensor:
     """(K,) the object whose class each cell learns, -1 for none; independent of the order of the claims."""
-    cells, objects = claims
+    cells, objects = claimed
     if config.variant == "released":
         return torch.full((config.num_cells,), -1).scatter_reduce(0, cells, objects, "amax")
     sizes_I2 = target.boxes_I4[:, 2:] - target.boxes_I4[:, :2]
