@@ -1,6 +1,7 @@
 """Fixtures that every room's tests may use."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ from PIL import Image
 
 CATEGORIES = [{"id": 90, "name": "bar"}, {"id": 3, "name": "disc"}, {"id": 17, "name": "box"}]
 COLORS = {3: (220, 60, 50), 17: (60, 190, 80), 90: (70, 90, 230)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither use nor fill the user's cache folder; processes that they start inherit this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOTR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

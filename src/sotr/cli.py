@@ -44,6 +44,9 @@ COMMANDS = {
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
     "data check": Command("sotr.inspection", "look a data set over, and repair it", function="check_data"),
+    "data convert": Command(
+        "sotr.data.convert", "turn YOLO, Pascal VOC, labelme or mask pictures into COCO", function="convert_data"
+    ),
     "data show": Command("sotr.inspection", "draw labelled pictures on one sheet", function="show_data"),
     "data synthesize": Command(
         "sotr.data.synthetic", "make a data set of overlapping shapes", function="write_synthetic"

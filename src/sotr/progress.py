@@ -8,8 +8,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+def progress_bar(title: str, total: int | None, console: Console) -> Iterator[Callable[[int], None]]:
     """Show a bar while the block runs, on terminals only; it vanishes afterwards.
+
+    Args:
+        total: number of items; None if it is not known.
 
     Yields:
         What moves the bar on by a number of items.

@@ -127,11 +127,9 @@ def test_annotations_are_grouped_by_picture_in_the_order_of_the_file(tmp_path: P
 
 def test_objects_without_pixels_are_counted_not_refused(tmp_path: Path) -> None:
     data = content()
-    assert load(tmp_path, data).skipped_message is None
     data["annotations"][0]["segmentation"] = [[1.0, 1.0] * 3]
     loaded = load(tmp_path, data)
     assert loaded.skipped == (5,)
-    assert "1 annotation(s) cover no pixel" in loaded.skipped_message
     assert loaded.boxes.tolist() == [[0, 0, 0, 0]]
 
 

@@ -32,7 +32,7 @@ LOST = 0.01
 """Share of the objects that may lose all their cells to smaller ones before grids are made finer."""
 
 MEMORY = 0.7
-"""Share of the free memory that a batch may take."""
+"""Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
 
 _PICTURES = 2000
 """Pictures that the advice looks at, evenly spread."""
@@ -43,19 +43,20 @@ class Advice:
     """What suits; equal to what was asked about where there is nothing to say."""
 
     config: SOTRConfig
-    batch_size: int
+    batch_size: int | None
     reasons: tuple[str, ...]
     """One line for each change."""
 
 
 def suggest(
-    data: CocoDataset, config: SOTRConfig, batch_size: int, device: torch.device, fixed_size: bool = False
+    data: CocoDataset, config: SOTRConfig, batch_size: int | None, device: torch.device, fixed_size: bool = False
 ) -> Advice:
     """Adapt a preset to training data and to the memory of a device; a preset that fits is left as it is.
 
     Args:
         config: the preset, for the classes of the data.
         batch_size: what the recipe has; memory may make it smaller, never larger, for the learning rate goes with it.
+            None leaves it alone, for somebody has chosen it.
         fixed_size: leave the image size alone, for somebody has chosen it.
     """
     objects = objects_of(data)
@@ -67,7 +68,9 @@ def suggest(
             config = _image_size(objects, config, reasons)
         config = _scale_ranges(objects, config, reasons)
         config = _grids(objects, config, reasons)
-    return Advice(config, _batch_size(data, config, batch_size, device, reasons), tuple(reasons))
+    if batch_size is not None:
+        batch_size = _batch_size(data, config, batch_size, device, reasons)
+    return Advice(config, batch_size, tuple(reasons))
 
 
 def _image_size(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOTRConfig:
@@ -147,7 +150,7 @@ def _batch_size(
         return batch_size
     reasons.append(
         f"batch size {fitting} instead of {batch_size}: a picture takes about {each / 2**30:.1f} GiB to train on, "
-        f"and {device} has {free / 2**30:.1f} GiB free"
+        f"and {device} has {free / 2**30:.1f} GiB"
     )
     return fitting
 
@@ -177,9 +180,10 @@ def picture_memory(config: SOTRConfig, height: int, width: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; on a computer whose system does not say, half of its memory."""
+    """Bytes that a training may use on a device: all of a GPU's, so that the GPUs of one training agree; of a
+    computer's what is available, or half of all where its system does not say."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

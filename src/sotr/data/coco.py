@@ -70,15 +70,6 @@ class CocoDataset:
         """Ids of annotations, crowds aside, whose mask has no pixels: training leaves them out."""
         return tuple(self.annotation_ids[(self.boxes[:, 2] == 0) & ~self.iscrowd].tolist())
 
-    @property
-    def skipped_message(self) -> str | None:
-        """One line on the annotations that training leaves out, or None if it uses them all."""
-        skipped = self.skipped
-        if not skipped:
-            return None
-        some = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-        return f"{self.json_path}: {len(skipped)} annotation(s) cover no pixel and are not trained on: id {some}"
-
     def path(self, index: int) -> Path:
         """The file of picture `index`."""
         return self.images_dir / self.file_names[index]

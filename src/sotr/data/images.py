@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sotr.errors import SOTRError
 
@@ -77,6 +77,24 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         raise SOTRError(f"{name}: is not a picture that can be read; {_reason(error)}") from None
     with picture:
         return _decode(picture, name, max_pixels)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) as `load_image` would give them, read from the file's header alone.
+
+    Raises:
+        SOTRError: the file is missing or no picture.
+    """
+    try:
+        with _without_pillow_limit():
+            picture = Image.open(path)
+        with picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except FileNotFoundError:
+        raise SOTRError(f"{path}: no such file") from None
+    except Exception as error:  # a damaged header makes Pillow's parsers raise almost anything
+        raise SOTRError(f"{path}: is not a picture that can be read; {_reason(error)}") from None
 
 
 def list_images(inputs: Sequence[str | Path]) -> list[Path]:

@@ -12,6 +12,8 @@ _BLOCK = 2**22
 """Characters that are read at a time."""
 
 _SPACE = " \t\n\r"
+_BEHIND = frozenset(f"{_SPACE},:]}}")
+"""What may follow a value."""
 
 
 def read_lists(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -108,8 +110,8 @@ class _Text:
                 if not self._more():
                     raise
                 continue
-            length, complete = end - self._at, end < len(self._text)
-            # A number at the end of what is at hand may go on.
+            length, complete = end - self._at, self._text[end : end + 1] in _BEHIND
+            # A number at the end of what is at hand may go on, as in "1" and "1." of 1.5.
             if complete or not self._more():
                 self._at += length
                 return value

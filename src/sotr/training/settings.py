@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
+from sotr.data.advice import suggest
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": None,
     "lr": None,
     "image_size": None,
+    "suggest": True,
     "seed": 0,
     "max_dets": 100,
     "train_json": None,
@@ -37,9 +39,16 @@ DEFAULTS: dict[str, Any] = {
 
 
 def new_run(
-    folder: Path, data: str, arguments: Mapping[str, Any], train_data: CocoDataset, val_data: CocoDataset | None
+    folder: Path,
+    data: str,
+    arguments: Mapping[str, Any],
+    train_data: CocoDataset,
+    val_data: CocoDataset | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """The full settings of a new run: plain values, ready for `run.json`.
+
+    A preset is adapted to the data and the device, unless arguments say otherwise; "advice" holds what and why.
 
     Raises:
         SOTRError: an argument, the recipe or the model cannot be used.
@@ -51,6 +60,7 @@ def new_run(
         # The cap of the longest edge keeps its proportion to the shortest.
         longest = round(config.max_image_size * size / config.image_size)
         config = replace(config, image_size=size, max_image_size=longest)
+    config, recipe, reasons = _advised(arguments, config, train_data, device)
     if not 0 <= arguments["seed"] < 2**63:
         raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")
     if arguments["max_dets"] < 1:
@@ -60,7 +70,8 @@ def new_run(
         "command": _command(data, dict(arguments) | {"out": str(folder)}),
         "arguments": dict(arguments),
         "config": config.to_dict(),
-        "recipe": resolved_recipe(arguments).to_dict(),
+        "recipe": recipe.to_dict(),
+        "advice": list(reasons),
         "seed": arguments["seed"],
         "max_dets": arguments["max_dets"],
         "weights": origin,
@@ -74,6 +85,26 @@ def new_run(
             "val_pictures": 0 if val_data is None else len(val_data),
         },
     }
+
+
+def _advised(
+    arguments: Mapping[str, Any], config: SOTRConfig, train_data: CocoDataset, device: torch.device
+) -> tuple[SOTRConfig, Recipe, tuple[str, ...]]:
+    """Architecture and recipe as `suggest` would have them, and its reasons; what was chosen by hand stays."""
+    recipe, model = resolved_recipe(arguments), arguments["model"]
+    if not arguments["suggest"] or model not in PRESETS:
+        return config, recipe, ()
+    chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model)
+    advice = suggest(
+        train_data,
+        config,
+        None if chosen else recipe.batch_size,
+        device,
+        fixed_size=arguments["image_size"] is not None,
+    )
+    if advice.batch_size is not None:
+        recipe = replace(recipe, batch_size=advice.batch_size)
+    return advice.config, recipe, advice.reasons
 
 
 def default_recipe(model: str) -> str:
@@ -238,7 +269,9 @@ def _command(data: str, settings: Mapping[str, Any]) -> str:
     """The command line that does the same."""
     words = ["sotr", "train", data]
     for name, value in settings.items():
-        if value != DEFAULTS.get(name):
+        if isinstance(value, bool) and value != DEFAULTS.get(name):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        elif value != DEFAULTS.get(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from sotr.config import SOTRConfig
 from sotr.data.batches import EpochSampler, train_loader
+from sotr.data.check import verify
 from sotr.data.coco import CocoDataset, find_data
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
@@ -64,6 +65,7 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     image_size: int | None = None,
+    suggest: bool = True,
     out: str | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -89,6 +91,8 @@ def train(
         batch_size: Pictures per step, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
         image_size: Shortest edge of a picture in pixels, instead of the model's.
+        suggest: Let image size, scale ranges, grids and batch size of a preset follow from the data and the memory
+            there is; what changes is said, and image_size, batch_size and a recipe of your own win.
         out: Folder of the run; default runs/DATA-MODEL-1, -2 and so on.
         resume: Continue the run in `out`, or without it the newest run of this data. Settings that are not given are
             the run's own.
@@ -112,6 +116,7 @@ def train(
         "batch_size": batch_size,
         "lr": lr,
         "image_size": image_size,
+        "suggest": suggest,
         "seed": seed,
         "max_dets": max_dets,
         "train_json": train_json,
@@ -136,15 +141,16 @@ def train(
         raise SOTRError(f"{data} has no training pictures; name their annotations with --train-json")
     if val_data is not None and not len(val_data):
         val_data = None
-    for split in (train_data, val_data):
-        if split is not None and split.skipped_message:
-            console.print(split.skipped_message)
+    splits = {"train": train_data} if val_data is None else {"train": train_data, "val": val_data}
+    verify(splits, console)
 
     first_weights = None
     if resume:
         settings.check_same_data(folder, run, train_data, val_data)
     else:
-        run = settings.new_run(folder, data, arguments, train_data, val_data)
+        run = settings.new_run(folder, data, arguments, train_data, val_data, chosen_device)
+        for reason in run["advice"]:
+            console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")
         first_weights = settings.first_weights(model, train_data, console)
     # A resumed run keeps its precision, whatever "auto" would choose on this machine.
     precision = run["precision"] if resume else _precision(run["recipe"]["precision"], chosen_device)
