@@ -25,17 +25,18 @@ def test_command_makes_a_model_folder(shared_dir: Path, tmp_path: Path) -> None:
     state = fill(shared_dir / "reference", "R50")
     torch.save({"model": state, "iteration": 269999}, tmp_path / "SOTR_R50.pth")
     out = tmp_path / "model"
-    assert (
-        cli.run(["convert-released", str(tmp_path / "SOTR_R50.pth"), "--out", str(out), "--no-width-duplication"]) == 0
-    )
+    words = ["convert-released", str(tmp_path / "SOTR_R50.pth"), "--out", str(out), "--width-duplication", "wrapped"]
+    assert cli.run(words) == 0
     description = json.loads((out / "config.json").read_text())
     assert description["architecture"]["variant"] == "released"
     model = load(out)
     assert (model.class_names[0], model.class_names[-1]) == ("person", "toothbrush")
     assert (model.category_ids[0], model.category_ids[-1], len(model.category_ids)) == (1, 90, 80)
     assert model.decode_options == DecodeOptions.released()
-    assert not model.config.width_duplication
-    assert "SOTR_R50" in (out / "README.md").read_text()
+    assert model.config.width_duplication == "wrapped"
+    card = (out / "README.md").read_text()
+    assert "SOTR_R50" in card
+    assert "report a mask AP of 39.6 % on COCO" in card
 
 
 def test_pickles_are_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +65,6 @@ def test_other_contents(tmp_path: Path) -> None:
         read_tensors(tmp_path / "list.pth")
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
     assert torch.equal(read_tensors(tmp_path / "other.safetensors")["weight"], torch.ones(2))
-    with pytest.raises(SOTRError, match="not a released SOTR checkpoint"):
+    with pytest.raises(SOTRError, match=r"other\.safetensors: not a released SOTR checkpoint"):
         convert_released(str(tmp_path / "other.safetensors"), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates, against formulas written down by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,13 +44,15 @@ def test_macs_of_transformer_and_heads_follow_the_formulas() -> None:
     assert counted["class_head"].parameters == (C + 1) * SMALL.num_classes
 
 
-def test_components_sum_up_to_the_network() -> None:
-    counted = count_components(SMALL, 96, 96)
+@pytest.mark.parametrize("dynamic_kernels", [True, False])
+def test_components_sum_up_to_the_network(dynamic_kernels: bool) -> None:
+    config = replace(SMALL, dynamic_kernels=dynamic_kernels)
+    counted = count_components(config, 96, 96)
     total = counted.pop("total")
     assert list(counted) == ["backbone", "fpn", "transformer", "class_head", "kernel_head", "mask_features"]
     assert total.macs == sum(component.macs for component in counted.values())
     assert total.parameters == sum(component.parameters for component in counted.values())
-    assert total.parameters == sum(parameter.numel() for parameter in SOTR(SMALL).parameters())
+    assert total.parameters == sum(parameter.numel() for parameter in SOTR(config).parameters())
 
 
 def test_counting_uses_no_memory_and_no_random_numbers() -> None:
@@ -79,3 +82,8 @@ def test_default_input_is_a_typical_picture_after_preprocessing() -> None:
 def test_sizes_that_do_not_fit(height: int, width: int) -> None:
     with pytest.raises(SOTRError, match="multiples of 32"):
         info("sotr-nano", height=height, width=width)
+
+
+def test_an_unknown_name_lists_the_architectures() -> None:
+    with pytest.raises(SOTRError, match="name an architecture: sotr-r50, sotr-r101, sotr-r101-dcn, sotr-rt-r50"):
+        info("sotr-r52")

@@ -28,6 +28,10 @@ VARIANTS = ("paper", "released")
 """What `SOTRConfig.variant` may be."""
 
 
+WIDTH_DUPLICATIONS = ("exact", "wrapped", "none")
+"""What `SOTRConfig.width_duplication` may be."""
+
+
 @dataclass(frozen=True)
 class SOTRConfig:
     """The architecture of SOTR; the defaults are the paper's baseline with a ResNet-50.
@@ -38,8 +42,9 @@ class SOTRConfig:
 
     variant: Literal["paper", "released"] = "paper"
     """"paper" is what the text and Figure 3 describe, "released" the network of the authors' checkpoints."""
-    width_duplication: bool = True
-    """In the released variant: feed each map beside its own copy, as the authors' code does; off halves the work."""
+    width_duplication: Literal["exact", "wrapped", "none"] = "exact"
+    """In the released variant: "exact" feeds each map beside its own copy, as the authors' code does; "wrapped" stands
+    in for the copy at the map's edges only, for half the work; "none" goes without. docs/results.md compares them."""
     num_classes: int = 80
     """Object classes M; there is no background class, a cell without object has all scores low."""
     backbone: str = "resnet50"
@@ -106,6 +111,10 @@ class SOTRConfig:
             for name, only in paper_only.items():
                 if getattr(self, name) != only:
                     raise SOTRError(f"the released variant has no other {name} than {only!r}; use the paper variant")
+        if self.width_duplication not in WIDTH_DUPLICATIONS:
+            raise SOTRError(
+                f"width_duplication is {self.width_duplication!r}; choose one of {', '.join(WIDTH_DUPLICATIONS)}"
+            )
         if not set(self.deformable_stages) <= {2, 3, 4, 5}:
             raise SOTRError(f"deformable_stages is {self.deformable_stages}; choose among 2, 3, 4 and 5")
         if self.transformer not in TRANSFORMERS:

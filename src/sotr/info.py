@@ -41,7 +41,8 @@ def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, C
     if min(height, width) < 1 or height % INPUT_DIVISOR or width % INPUT_DIVISOR:
         raise SOTRError(f"the input is {height} x {width}; height and width must be multiples of {INPUT_DIVISOR}")
     with torch.device("meta"):
-        network = SOTR(config).eval()
+        # The counter's hooks stumble over parameters that are handed on as they are, as static kernels are.
+        network = SOTR(config).eval().requires_grad_(False)
         images_B3HW = torch.zeros(1, 3, height, width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -72,8 +73,8 @@ def info(
     One multiplication with its addition counts as 1 MAC; norms, activations and resampling are not counted.
 
     Args:
-        model: an architecture (sotr-r50, sotr-r101, sotr-rt-r50, sotr-nano), a bundled model, a model or run folder,
-            or a hub id.
+        model: an architecture (sotr-r50, sotr-r101, sotr-r101-dcn, sotr-rt-r50, sotr-nano), a bundled model, a model or
+            run folder, or a hub id.
         height: height of the network's input in pixels, a multiple of 32; by default that of a 480 x 640 picture
             after preprocessing.
         width: width of the network's input in pixels, a multiple of 32; default likewise.
@@ -92,7 +93,10 @@ def info(
     else:
         from sotr.model import load
 
-        segmenter = load(model)
+        try:
+            segmenter = load(model)
+        except SOTRError as error:
+            raise SOTRError(f"{error}; or name an architecture: {', '.join(PRESETS)}") from None
         config, class_names = segmenter.config, list(segmenter.class_names)
     default_height, default_width = _default_input(config)
     height = default_height if height is None else height

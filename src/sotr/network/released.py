@@ -6,7 +6,6 @@ before they are cut into patches; and every map concatenated with itself along t
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,29 @@ from sotr.network.deformable import DeformableConv
 from sotr.network.transformer import ConvolutionBlock
 
 
+class WrappedConv(nn.Conv2d):
+    """A 3x3 convolution that sees half the opposite column beyond the left and the right edge, and zeros above and
+    below.
+
+    Beside its own copy a map's outer column meets the copy's on one side of the seam and zeros at the other end; the
+    mean of the two halves is what one linear convolution with this padding gives.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) -> (B, out, h, w)."""
+        padded = torch.cat([x[..., -1:] / 2, x, x[..., :1] / 2], -1)
+        return F.conv2d(padded, self.weight, self.bias, padding=(1, 0))
+
+
 class ReleasedLayer(nn.Module):
     """x + g1 column attention(x) + g2 row attention(x), then x + g3 convolutions(x) + g4 convolutions(x)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, convolution: type[nn.Conv2d]) -> None:
         super().__init__()
         self.column = ColumnAttention(width, heads, qkv_bias=False)
         self.row = RowAttention(width, heads, qkv_bias=False)
-        self.convolution1 = ConvolutionBlock(width)
-        self.convolution2 = ConvolutionBlock(width)
+        self.convolution1 = ConvolutionBlock(width, convolution)
+        self.convolution2 = ConvolutionBlock(width, convolution)
         self.gains = nn.Parameter(torch.zeros(4))
         """Of column attention, row attention and the two convolutions; a new layer is the identity (ReZero)."""
 
@@ -41,14 +54,16 @@ class ReleasedLayer(nn.Module):
 class ReleasedTransformer(nn.Module):
     """The released layers over a map beside its own copy; the two halves of the result are averaged.
 
-    With `config.width_duplication` off, the map is taken once: half the work. The copy changes nothing for attention,
-    but the convolutions see it across the seam.
+    The copy changes nothing for attention, but the convolutions see it across the seam. Other settings of
+    `config.width_duplication` than "exact" take the map once, for half the work; "wrapped" pads the convolutions such
+    that they see about the same at the edges.
     """
 
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
-        self.duplicate = config.width_duplication
-        self.layers = nn.ModuleList(ReleasedLayer(config.width, config.heads) for _ in range(config.depth))
+        self.duplicate = config.width_duplication == "exact"
+        convolution = WrappedConv if config.width_duplication == "wrapped" else nn.Conv2d
+        self.layers = nn.ModuleList(ReleasedLayer(config.width, config.heads, convolution) for _ in range(config.depth))
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
         """(B, C, rows, columns) -> the same shape."""
@@ -88,10 +103,8 @@ _STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
 _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 
 
-def released_to_ours(
-    state: Mapping[str, Tensor], width_duplication: bool = True
-) -> tuple[SOTRConfig, dict[str, Tensor]]:
-    """The configuration and our state dict of a released checkpoint's tensors.
+def released_to_ours(state: Mapping[str, Tensor]) -> tuple[SOTRConfig, dict[str, Tensor]]:
+    """The configuration, with exact width duplication, and our state dict of a released checkpoint's tensors.
 
     The first convolution is folded so that it takes RGB pictures with ImageNet's mean and deviation, as every network
     here does; the authors' takes BGR in 0..255 minus the same mean.
@@ -100,7 +113,7 @@ def released_to_ours(
         SOTRError: the tensors are not those of SOTR_R50, SOTR_R101 or SOTR_R101_DCN; lists those that are missing,
             unexpected or of another shape.
     """
-    config = replace(_detect(state), width_duplication=width_duplication)
+    config = _detect(state)
     with torch.device("meta"):
         from sotr.network.sotr import SOTR  # the network is made of this module's parts
 

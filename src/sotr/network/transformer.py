@@ -17,11 +17,11 @@ class MLP(nn.Sequential):
 class ConvolutionBlock(nn.Module):
     """Two 3x3 convolutions joined by a Leaky ReLU, the local complement of twin attention (section 3.1)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = convolution(width, width, 3, padding=1)
         self.activation = nn.LeakyReLU()
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = convolution(width, width, 3, padding=1)
         # The branch has no normalisation of its own: starting it at zero keeps a deep stack's signal at its scale.
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from sotr.data.coco import CocoDataset
 from sotr.data.images import load_image
@@ -21,6 +21,7 @@ from sotr.evaluation.tables import number
 from sotr.files import atomic_write
 from sotr.instances import Instances
 from sotr.model import Segmenter
+from sotr.panels import panel_sheet
 
 _COLOURS = {"loss": "#333333", "loss_class": "#d1495b", "loss_mask": "#00798c"}
 _AP_COLOURS = {"AP": "#00798c", "AP50": "#edae49", "AP75": "#d1495b"}
@@ -115,7 +116,7 @@ def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count
             (record.height, record.width),
         )
         found = segmenter.predict(image, score=score)
-        panel = side_by_side(
+        panel = panel_sheet(
             [
                 (f"truth: {len(truth)} objects", truth.draw(image)),
                 (f"prediction: {len(found)} objects, score >= {score:g}", found.draw(image)),
@@ -123,22 +124,6 @@ def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count
         )
         with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
             Image.fromarray(panel).save(file, format="png", compress_level=3)
-
-
-def side_by_side(panels: Sequence[tuple[str, NDArray[np.uint8]]]) -> NDArray[np.uint8]:
-    """Pictures of one height next to each other, each under its title; RGB uint8."""
-    height = max(picture.shape[0] for _, picture in panels)
-    gap, bar = max(4, height // 100), max(18, height // 24)
-    font = ImageFont.load_default(size=int(bar * 0.62))
-    width = sum(picture.shape[1] for _, picture in panels) + gap * (len(panels) - 1)
-    sheet = Image.new("RGB", (width, height + bar), "white")
-    pen = ImageDraw.Draw(sheet)
-    left = 0
-    for title, picture in panels:
-        sheet.paste(Image.fromarray(picture), (left, bar))
-        pen.text((left + 4, bar / 2), title, fill="black", font=font, anchor="lm")
-        left += picture.shape[1] + gap
-    return np.asarray(sheet)
 
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, seconds: float, epochs: int) -> str:

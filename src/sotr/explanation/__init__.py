@@ -1,0 +1,5 @@
+"""Pictures of what happens inside a model."""
+
+from sotr.explanation.explain import Explanation, explain
+
+__all__ = ["Explanation", "explain"]

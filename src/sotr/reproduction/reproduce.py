@@ -1,0 +1,238 @@
+"""`sotr reproduce`: train and measure the rows of the paper's ablation tables under one recipe."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from rich.console import Console
+
+from sotr.data.coco import CocoDataset, find_data
+from sotr.data.synthetic import write_synthetic
+from sotr.errors import SOTRError
+from sotr.evaluation import evaluate
+from sotr.files import atomic_write
+from sotr.model import load
+from sotr.reproduction.costs import measure
+from sotr.reproduction.report import NOTES, RowResults, table_markdown
+from sotr.reproduction.tables import BASELINE, SCALES, TABLES, Scale, Table
+from sotr.training import TrainingInterrupted, train
+from sotr.training.recipe import Recipe
+
+LAST_ONLY = 1_000_000
+"""Epochs between validations: only the last weights are measured, for the best of many would flatter every row."""
+
+
+@dataclass(frozen=True)
+class ReproductionSummary:
+    """Where the results are."""
+
+    out: Path
+    """Folder with all that was written."""
+    reports: list[Path]
+    """A Markdown file per table."""
+
+
+def reproduce(
+    tables: Sequence[str],
+    scale: Literal["tiny", "full"] = "tiny",
+    data: str | None = None,
+    seeds: int = 2,
+    out: str = "reproduction",
+    device: str = "auto",
+    workers: int = 0,
+    quiet: bool = False,
+) -> ReproductionSummary:
+    """Train and measure the rows of the paper's Tables 1 to 5 under one recipe, and write the tables as Markdown.
+
+    What is done is kept: the same command continues after an interruption, and rows that several tables share are
+    trained once. OUT/table-N.md is renewed after each run. OUT/recipe.yaml and OUT/rows/ROW/model.yaml are what
+    `sotr train` takes to do a row by hand; OUT/rows/ROW/seed-N is its run folder, with the result beside it as JSON.
+
+    Args:
+        tables: numbers of tables, 1 to 5.
+        scale: full is the paper's network and schedule (ResNet-101, 300,000 iterations of 8 pictures: a cluster);
+            tiny a small network with a schedule of minutes on a CPU core.
+        data: folder of the data set, in any of the layouts of `sotr train`, with validation pictures. Without it, tiny
+            makes synthetic pictures, always the same, in OUT/data.
+        seeds: runs per row, with the seeds 0, 1 and so on.
+        out: folder of the results.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        workers: processes that load pictures; 0 loads them in the main process.
+        quiet: print nothing but errors.
+
+    Raises:
+        SOTRError: something in the input cannot be used, or OUT holds the results of other settings.
+        TrainingInterrupted: after Ctrl-C or SIGTERM.
+    """
+    chosen = _chosen_tables(tables)
+    if scale not in SCALES:
+        raise SOTRError(f"there is no scale {scale!r}; choose one of {', '.join(SCALES)}")
+    if seeds < 1:
+        raise SOTRError(f"seeds is {seeds}; it must be at least 1")
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
+    work = _Work(Path(out), SCALES[scale], data, device, workers, quiet)
+    work.prepare()
+    todo = [(row, seed) for seed in range(seeds) for row in _rows(chosen)]
+    for number, (row, seed) in enumerate(todo, start=1):
+        if not work.result_file(row, seed).is_file():
+            console.print(f"run {number} of {len(todo)}: {row}, seed {seed}")
+            work.run(row, seed)
+        reports = work.report(chosen, seeds)
+    console.print(f"written: {', '.join(map(str, reports))}")
+    return ReproductionSummary(work.out, reports)
+
+
+def _chosen_tables(tables: Sequence[str]) -> list[Table]:
+    known = {str(number): table for number, table in TABLES.items()}
+    for name in tables:
+        if str(name) not in known:
+            raise SOTRError(f"there is no table {name!r} to reproduce; choose among {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(map(str, tables))]
+
+
+def _rows(tables: Iterable[Table]) -> list[str]:
+    """The rows of the tables, each once, the baseline first."""
+    names = {row.name for table in tables for row in table.rows}
+    return sorted(names, key=lambda name: (name != BASELINE, name))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A folder of results, and the settings under which they come about."""
+
+    out: Path
+    scale: Scale
+    given_data: str | None
+    device: str
+    workers: int
+    quiet: bool
+
+    @property
+    def data(self) -> str:
+        return self.given_data if self.given_data is not None else str(self.out / "data")
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.out / "recipe.yaml"
+
+    def folder(self, row: str) -> Path:
+        return self.out / "rows" / row
+
+    def result_file(self, row: str, seed: int) -> Path:
+        return self.folder(row) / f"seed-{seed}.json"
+
+    def costs_file(self, row: str) -> Path:
+        return self.folder(row) / "costs.json"
+
+    def prepare(self) -> None:
+        """Write data, recipe and the rows' configurations, or find that they are there."""
+        if self.given_data is None and self.scale.name != "tiny":
+            raise SOTRError("only the scale tiny makes its own pictures; give a data set with --data")
+        settings: dict[str, Any] = {
+            "data": "synthetic" if self.given_data is None else str(Path(self.given_data).resolve()),
+            "recipe": self._recipe().to_dict(),
+            "baseline": self.scale.baseline.to_dict(),
+        }
+        file = self.out / "settings.json"
+        if file.is_file():
+            before = _read_json(file)
+            different = [name for name in settings if settings[name] != before.get(name)]
+            if different:
+                raise SOTRError(
+                    f"{self.out} holds results with another {', another '.join(different)}; give another folder with "
+                    "--out"
+                )
+        if self.given_data is None and not Path(self.data).exists():
+            write_synthetic(
+                self.data, train=1200, val=200, height=96, width=96, max_objects=4, classes=2, quiet=self.quiet
+            )
+        self._splits()
+        _write_yaml(self.recipe_file, settings["recipe"])
+        _write_json(file, settings)
+
+    def _recipe(self) -> Recipe:
+        beside = Path(__file__).parent / self.scale.recipe
+        recipe = Recipe.load(beside if beside.is_file() else self.scale.recipe)
+        return replace(recipe, validate_every=LAST_ONLY)
+
+    def run(self, row: str, seed: int) -> None:
+        """Train and measure a row; what an interruption left is continued."""
+        folder, run = self.folder(row), self.folder(row) / f"seed-{seed}"
+        model_file = folder / "model.yaml"
+        if not model_file.is_file():
+            _write_yaml(model_file, self.scale.config(row).to_dict())
+        resume = (run / "checkpoints" / "last.ckpt").is_file()
+        # A resumed run takes its settings from its folder.
+        settings: dict[str, Any] = {"resume": True}
+        if not resume:
+            settings = {"model": str(model_file), "recipe": str(self.recipe_file), "seed": seed}
+        try:
+            train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
+        except TrainingInterrupted as interrupt:
+            raise TrainingInterrupted(f"{row}, seed {seed}, {interrupt}; or give the same command again") from None
+        segmenter = load(run, self.device)
+        metrics = evaluate(self.data, segmenter, workers=self.workers, quiet=True)
+        if not self.costs_file(row).is_file():
+            train_data, val_data = self._splits()
+            _write_json(self.costs_file(row), asdict(measure(segmenter, train_data, val_data, self._recipe())))
+        run_settings = _read_json(run / "run.json")
+        surroundings = {name: run_settings[name] for name in ("device", "precision", "versions")}
+        _write_json(self.result_file(row, seed), {"row": row, "seed": seed, "metrics": metrics, **surroundings})
+
+    def _splits(self) -> tuple[CocoDataset, CocoDataset]:
+        splits = find_data(self.data)
+        if splits.train is None or splits.val is None:
+            raise SOTRError(f"{self.data} must have pictures to train on and others to validate on")
+        return splits.train, splits.val
+
+    def report(self, tables: Sequence[Table], seeds: int) -> list[Path]:
+        """Write the tables as far as results are there."""
+        results = {row: self._results(row, seeds) for row in _rows(tables)}
+        costs = [found.costs for found in results.values() if found.costs is not None]
+        batch = f" of {costs[0]['batch_size']} pictures" if costs else ""
+        reports = []
+        for table in tables:
+            path = self.out / f"table-{table.number}.md"
+            text = table_markdown(table, results, seeds, self._title())
+            with atomic_write(path, "w") as file:
+                file.write(f"{text}\n{NOTES.format(batch=batch)}")
+            reports.append(path)
+        return reports
+
+    def _results(self, row: str, seeds: int) -> RowResults:
+        files = {seed: self.result_file(row, seed) for seed in range(seeds)}
+        costs = self.costs_file(row)
+        return RowResults(
+            {seed: _read_json(file)["metrics"] for seed, file in files.items() if file.is_file()},
+            _read_json(costs) if costs.is_file() else None,
+            self.scale.changes()[row],
+            f"rows/{row}/model.yaml",
+        )
+
+    def _title(self) -> str:
+        recipe = self._recipe()
+        length = f"{recipe.iterations} iterations" if recipe.iterations else f"{recipe.epochs} epochs"
+        return (
+            f"Scale {self.scale.name}: {self.scale.baseline.backbone}, width {self.scale.baseline.width}, "
+            f"{self.scale.baseline.depth} layers, shortest edge {self.scale.baseline.image_size} px; {length} of "
+            f"{recipe.batch_size} pictures ([recipe](recipe.yaml)); data: "
+            f"{'synthetic' if self.given_data is None else Path(self.given_data).name}."
+        )
+
+
+def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(dict(values), file, sort_keys=False)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path, "w") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
