@@ -32,7 +32,7 @@ from sotr.model_files import (
     write_model,
 )
 from sotr.network import SOTR
-from sotr.tiling import OVERLAP, check_tiles, segment_tiles
+from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
 
 BUNDLED_MODELS = Path(__file__).parent / "weights"
 """Model folders that travel with the package, one per name."""
@@ -168,15 +168,11 @@ class Segmenter(
                 def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
                     return self._predict_batch(tiles, options)
 
-                return segment_tiles(
-                    predict,
-                    picture,
-                    tile,
-                    overlap,
-                    class_names=self.class_names,
-                    category_ids=self.category_ids,
-                    batch_size=batch_size,
-                )
+                names, ids = self.class_names, self.category_ids
+                with open_picture(picture) as opened:
+                    return segment_tiles(
+                        predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
+                    )
 
             if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
                 return in_tiles(pictures)

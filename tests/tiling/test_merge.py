@@ -1,14 +1,12 @@
 """Merging of tiles, on a segmenter that returns the true objects, cut where its tile ends."""
 
 import numpy as np
-import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sotr.errors import SOTRError
 from sotr.instances import Instances
-from sotr.tiling import Grid, merge_tiles, segment_tiles
+from sotr.tiling import Grid, merge_tiles
 
 NAMES, IDS = ("disc", "bar"), (3, 17)
 
@@ -49,7 +47,12 @@ def scenes(draw: st.DrawFn) -> NDArray[np.int64]:
         dy, dx = np.abs(y - cy) / ry, np.abs(x - cx) / rx
         round_ = dy**2 + dx**2
         kind = draw(st.integers(0, 3))
-        mask = (round_ <= 1, (dy <= 1) & (dx <= 1), (round_ <= 1) & (round_ > 0.6), (dy <= 1) & (dx <= 1) & (dy * dx < 0.1))
+        mask = (
+            round_ <= 1,
+            (dy <= 1) & (dx <= 1),
+            (round_ <= 1) & (round_ > 0.6),
+            (dy <= 1) & (dx <= 1) & (dy * dx < 0.1),
+        )
         labels_HW[mask[kind]] = number
     return one_piece_each(labels_HW)
 

@@ -6,18 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.data.images import ImageSource
 from sotr.instances import Instances
 from sotr.tiling.grid import Grid
 from sotr.tiling.merge import merge_tiles
-from sotr.tiling.pictures import TilePicture, open_picture
+from sotr.tiling.pictures import TilePicture
 
 Tiles = list[NDArray[np.uint8]]
 
 
 def segment_tiles(
     predict: Callable[[Tiles], Sequence[Instances]],
-    source: ImageSource,
+    picture: TilePicture,
     tile: int,
     overlap: float,
     *,
@@ -28,12 +27,12 @@ def segment_tiles(
 ) -> Instances:
     """Segment a picture of any size in tiles, and merge what was found in them.
 
-    Besides the picture, memory holds one batch of tiles and the compressed masks; tiled TIFF files are not read as a
-    whole either (see `open_picture`).
+    Besides the picture, if it is in memory at all (see `open_picture`), this holds two batches of tiles, one of which
+    is read while the other is in the network, and the compressed masks.
 
     Args:
         predict: gives the objects of each of a list of HW3 uint8 RGB pictures.
-        source: a file name, a file's bytes, a PIL picture or an array.
+        picture: from `open_picture`.
         tile: side of a tile in pixels. A tile is a picture of its own: the model enlarges or shrinks it to its own size
             of pictures, so choose it such that objects look as large in it as in the pictures of the training data.
         overlap: part of its side, above 0 and at most 0.5, that a tile shares with the next one, or somewhat more.
@@ -46,9 +45,8 @@ def segment_tiles(
     Raises:
         SOTRError: the picture cannot be read, or a setting is out of range.
     """
-    with open_picture(source) as picture:
-        grid = Grid(picture.height, picture.width, tile, overlap)
-        return merge_tiles(grid, _found(predict, picture, grid, batch_size, progress), class_names, category_ids)
+    grid = Grid(picture.height, picture.width, tile, overlap)
+    return merge_tiles(grid, _found(predict, picture, grid, batch_size, progress), class_names, category_ids)
 
 
 def _found(
@@ -60,10 +58,8 @@ def _found(
 ) -> Iterator[tuple[int, Instances]]:
     boxes = grid.boxes_T4.tolist()
     with ThreadPoolExecutor(1) as reader:
-        # The next batch is read while this one is in the network.
-        starts = range(0, len(boxes), batch_size)
         pending = reader.submit(_read, picture, boxes[:batch_size])
-        for start in starts:
+        for start in range(0, len(boxes), batch_size):
             tiles = pending.result()
             pending = reader.submit(_read, picture, boxes[start + batch_size : start + 2 * batch_size])
             yield from enumerate(predict(tiles), start)
