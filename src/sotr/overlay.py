@@ -33,6 +33,9 @@ FILL = 0.35
 HALO = 0.55
 """Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own colour."""
 
+ROWS_AT_ONCE = 256
+"""Rows of the picture that are in floating point together."""
+
 # Bright, and told apart with the common kinds of colour blindness: Okabe and Ito's set without its black and its dark
 # blue, filled up in the spirit of Paul Tol's schemes. Neighbours in the list differ much.
 COLORS: tuple[tuple[int, int, int], ...] = (
@@ -101,7 +104,9 @@ def draw_overlay(
     rims = np.zeros(canvas.shape[:2], np.uint8)
     for i in painted:
         cv2.polylines(rims, shapes[i].contours, True, 255, thickness + 2, cv2.LINE_AA)
-    np.multiply(canvas, 1 - HALO / 255 * rims[..., None], out=canvas, casting="unsafe")
+    for top in range(0, canvas.shape[0], ROWS_AT_ONCE):
+        band, rim = canvas[top : top + ROWS_AT_ONCE], rims[top : top + ROWS_AT_ONCE, :, None]
+        np.multiply(band, 1 - HALO / 255 * rim, out=band, casting="unsafe")
     for i in painted:
         cv2.polylines(canvas, shapes[i].contours, True, _lighter(colors[i]), thickness, cv2.LINE_AA)
     return _with_labels(canvas, shapes, colors, _texts(instances, tracks), one_class=len(instances.class_names) == 1)

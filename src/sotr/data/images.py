@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 """File name endings, in lower case, that are taken for pictures when a folder or a glob is searched."""
 
 _CAMERA_DEPTHS = (8, 12, 16)
+_ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW_LIMIT = threading.Lock()
 _REMEDY = "save it again as PNG, JPEG or TIFF"
 
@@ -140,14 +141,15 @@ def _decode(picture: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint
     _check_pixels(picture.width, picture.height, name, max_pixels)
     try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(_ORIENTATION, 1) != 1:  # otherwise Pillow would copy the picture
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
             return _stack(scale_to_8_bit(np.asarray(picture)))
         if picture.mode == "La":  # premultiplied alpha: Pillow has no direct way to RGB
             picture = picture.convert("LA")
         elif picture.mode == "RGBa" or "transparency" in picture.info:
             picture = picture.convert("RGBA")
-        return np.array(picture.convert("RGB"))
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except Exception as error:  # damaged data makes Pillow's decoders raise almost anything
         raise SOTRError(f"{name}: is damaged or of an unsupported kind; {_reason(error)}") from None
 

@@ -96,7 +96,9 @@ def _tiled(path: Path, file: "tifffile.TiffFile") -> "_TiledTiff | None":
         page = file.pages.first
         kind = (page.dtype, page.samplesperpixel, int(page.photometric))
         orientation = page.tags.valueof("Orientation", default=1)
-        if not page.is_tiled or page.is_subsampled or orientation != 1 or kind not in _KINDS or page.imagedepth != 1:
+        if not page.is_tiled or orientation != 1 or kind not in _KINDS or page.imagedepth != 1:
+            return None
+        if page.is_subsampled and page.compression != _JPEG:
             return None
         if page.samplesperpixel > 1 and page.planarconfig != 1:
             return None
@@ -111,6 +113,7 @@ def _tiled(path: Path, file: "tifffile.TiffFile") -> "_TiledTiff | None":
     return picture
 
 
+_JPEG = 7
 _GREY, _RGB, _YCBCR = 1, 2, 6
 _KINDS = {
     *((np.dtype(np.uint8), samples, color) for samples, color in ((1, _GREY), (3, _RGB), (4, _RGB), (3, _YCBCR))),
