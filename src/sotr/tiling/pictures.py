@@ -144,9 +144,7 @@ class _TiledTiff:
                 tile = self.decode(row * per_row + column)[max(0, y0 - y) : y1 - y, max(0, x0 - x) : x1 - x]
                 top, left = max(y, y0) - y0, max(x, x0) - x0
                 values[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-        if values.dtype == np.uint16:
-            values = scale_to_8_bit(values, self._largest)
-        return load_image(values)
+        return load_image(values if values.dtype == np.uint8 else scale_to_8_bit(values, self._largest))
 
     def decode(self, index: int) -> NDArray[np.generic]:
         """The tile of this position, rows x columns x samples; those at the picture's end may be cut there.
