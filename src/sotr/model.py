@@ -32,6 +32,7 @@ from sotr.model_files import (
     write_model,
 )
 from sotr.network import SOTR
+from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
 
 BUNDLED_MODELS = Path(__file__).parent / "weights"
 """Model folders that travel with the package, one per name."""
@@ -112,6 +113,8 @@ class Segmenter(
         score: float | None = None,
         max_objects: int | None = None,
         batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
     ) -> Instances: ...
 
     @overload
@@ -122,6 +125,8 @@ class Segmenter(
         score: float | None = None,
         max_objects: int | None = None,
         batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
     ) -> list[Instances]: ...
 
     def predict(
@@ -131,6 +136,8 @@ class Segmenter(
         score: float | None = None,
         max_objects: int | None = None,
         batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
     ) -> Instances | list[Instances]:
         """Segment one picture, or a list of them.
 
@@ -141,6 +148,9 @@ class Segmenter(
             max_objects: at most so many objects per picture, best first; None takes the model's `decode_options`.
             batch_size: pictures that go through the network together. Pictures of different sizes are padded to the
                 largest of their batch, which changes scores and masks slightly; 1 avoids that.
+            tile: segment each picture, of whatever size, in overlapping tiles of so many pixels a side, and merge their
+                objects, see `sotr.tiling`; `max_objects` is then the limit of a tile, and `batch_size` counts tiles.
+            overlap: part of a tile's side, above 0 and at most 0.5, that it shares with the next one.
 
         Returns:
             `Instances` at the picture's own size, or a list of them for a list of pictures.
@@ -151,6 +161,22 @@ class Segmenter(
         if batch_size < 1:
             raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
         options = self._options(score, max_objects)
+        if tile is not None:
+            check_tiles(tile, overlap)
+
+            def in_tiles(picture: ImageSource) -> Instances:
+                def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
+                    return self._predict_batch(tiles, options)
+
+                names, ids = self.class_names, self.category_ids
+                with open_picture(picture) as opened:
+                    return segment_tiles(
+                        predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
+                    )
+
+            if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
+                return in_tiles(pictures)
+            return [in_tiles(picture) for picture in pictures]
         if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
             return self._predict_batch([pictures], options)[0]
         results: list[Instances] = []

@@ -33,6 +33,9 @@ FILL = 0.35
 HALO = 0.55
 """Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own colour."""
 
+ROWS_AT_ONCE = 256
+"""Rows of the picture that are in floating point together."""
+
 # Bright, and told apart with the common kinds of colour blindness: Okabe and Ito's set without its black and its dark
 # blue, filled up in the spirit of Paul Tol's schemes. Neighbours in the list differ much.
 COLORS: tuple[tuple[int, int, int], ...] = (
@@ -61,9 +64,16 @@ class _Shape(NamedTuple):
 
 
 def draw_overlay(
-    instances: "Instances", image: NDArray[np.uint8] | Image.Image | str | Path, scale: int | None = None
+    instances: "Instances",
+    image: NDArray[np.uint8] | Image.Image | str | Path,
+    scale: int | None = None,
+    tracks: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """See `Instances.draw`, which is the way to call this."""
+    """See `Instances.draw`, which is the way to call this for pictures.
+
+    For frames of a video, `tracks` gives each object the number that it has in all of them, or -1: objects are then
+    coloured by it, and labelled with class and number.
+    """
     picture = load_image(image)
     height, width = picture.shape[:2]
     if (height, width) != instances.image_size:
@@ -83,7 +93,7 @@ def draw_overlay(
 
     # Large objects first: a small one on top of a large one stays visible.
     painted = [i for i in np.argsort(-instances.areas_I, kind="stable") if instances.areas_I[i]]
-    colors = _object_colors(instances)
+    colors = _object_colors(instances) if tracks is None else [_class_color(track) for track in tracks]
     shapes = {i: _shape(instances, i, scale) for i in painted}
     for i in painted:
         mask_hw, x, y, _ = shapes[i]
@@ -94,10 +104,12 @@ def draw_overlay(
     rims = np.zeros(canvas.shape[:2], np.uint8)
     for i in painted:
         cv2.polylines(rims, shapes[i].contours, True, 255, thickness + 2, cv2.LINE_AA)
-    np.multiply(canvas, 1 - HALO / 255 * rims[..., None], out=canvas, casting="unsafe")
+    for top in range(0, canvas.shape[0], ROWS_AT_ONCE):
+        band, rim = canvas[top : top + ROWS_AT_ONCE], rims[top : top + ROWS_AT_ONCE, :, None]
+        np.multiply(band, 1 - HALO / 255 * rim, out=band, casting="unsafe")
     for i in painted:
         cv2.polylines(canvas, shapes[i].contours, True, _lighter(colors[i]), thickness, cv2.LINE_AA)
-    return _with_labels(canvas, instances, shapes, colors)
+    return _with_labels(canvas, shapes, colors, _texts(instances, tracks), one_class=len(instances.class_names) == 1)
 
 
 def _object_colors(instances: "Instances") -> list[tuple[int, int, int]]:
@@ -153,23 +165,34 @@ def _thickness(instances: "Instances", scale: int) -> int:
     return max(1, round(min(instances.image_size) * scale / 500))
 
 
+def _texts(instances: "Instances", tracks: Sequence[int] | None) -> list[str]:
+    """What to write on each object."""
+    names = [instances.class_names[label] for label in instances.labels_I]
+    if tracks is not None:
+        return [f"{name} {track}" if track >= 0 else name for name, track in zip(names, tracks, strict=True)]
+    # Labelled data have no scores worth writing: all are 1.
+    if not (instances.scores_I < 1).any():
+        return names
+    return [f"{name} {score:.2f}" for name, score in zip(names, instances.scores_I, strict=True)]
+
+
 def _with_labels(
-    canvas: NDArray[np.uint8], instances: "Instances", shapes: dict[int, _Shape], colors: list[tuple[int, int, int]]
+    canvas: NDArray[np.uint8],
+    shapes: dict[int, _Shape],
+    colors: list[tuple[int, int, int]],
+    texts: Sequence[str],
+    one_class: bool,
 ) -> NDArray[np.uint8]:
-    """Write class and score on the objects that have room for it, best score first; labels never overlap."""
-    one_class = len(instances.class_names) == 1
+    """Write the texts on the objects that have room for it, best score first; labels never overlap."""
     if not shapes or (one_class and len(shapes) > MAX_LABELS):
         return canvas
     height, width = canvas.shape[:2]
     font = ImageFont.load_default(int(np.clip(min(height, width) * 0.022, 11, 40)))
     padding = max(2, round(font.size / 5)) if isinstance(font, ImageFont.FreeTypeFont) else 2
-    # Labelled data have no scores worth writing: all are 1.
-    with_score = bool((instances.scores_I < 1).any())
     few = len(shapes) <= MANY_OBJECTS
     sizes: dict[int, tuple[str, int, int]] = {}
     for i, shape in shapes.items():
-        text = instances.class_names[instances.labels_I[i]]
-        text += f" {instances.scores_I[i]:.2f}" if with_score else ""
+        text = texts[i]
         left, top, right, bottom = font.getbbox(text, anchor="ls")
         w, h = round(right - left) + 2 * padding, round(bottom - top) + 2 * padding
         if np.count_nonzero(shape.mask_hw) >= (0.6 if few else 1.2) * w * h:

@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 """File name endings, in lower case, that are taken for pictures when a folder or a glob is searched."""
 
 _CAMERA_DEPTHS = (8, 12, 16)
+_ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW_LIMIT = threading.Lock()
 _REMEDY = "save it again as PNG, JPEG or TIFF"
 
@@ -158,14 +159,15 @@ def _decode(picture: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint
     _check_pixels(picture.width, picture.height, name, max_pixels)
     try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        if picture.getexif().get(_ORIENTATION, 1) != 1:  # otherwise Pillow would copy the picture
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
-            return _stack(_to_8_bit(np.asarray(picture)))
+            return _stack(scale_to_8_bit(np.asarray(picture)))
         if picture.mode == "La":  # premultiplied alpha: Pillow has no direct way to RGB
             picture = picture.convert("LA")
         elif picture.mode == "RGBa" or "transparency" in picture.info:
             picture = picture.convert("RGBA")
-        return np.array(picture.convert("RGB"))
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except Exception as error:  # damaged data makes Pillow's decoders raise almost anything
         raise SOTRError(f"{name}: is damaged or of an unsupported kind; {_reason(error)}") from None
 
@@ -179,16 +181,17 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(array.shape[1], array.shape[0], "<array>", max_pixels)
     if array.ndim == 3 and array.shape[2] == 4:
         array = array[:, :, :3]
-    values = array if array.dtype == np.uint8 else _to_8_bit(array)
+    values = array if array.dtype == np.uint8 else scale_to_8_bit(array)
     if values.ndim == 3 and values.shape[2] == 3:
         return np.array(values, order="C")
     return _stack(values.reshape(values.shape[:2]))
 
 
-def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale grey values as `load_image` documents."""
+def scale_to_8_bit(values: NDArray[Any], largest: int | None = None) -> NDArray[np.uint8]:
+    """Scale grey values as `load_image` documents; `largest` is the file's largest value, if these are a part of it."""
     if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() < 2 ** _CAMERA_DEPTHS[-1]:
-        depth = next(bits for bits in _CAMERA_DEPTHS if values.max() < 2**bits)
+        most = values.max() if largest is None else largest
+        depth = next(bits for bits in _CAMERA_DEPTHS if most < 2**bits)
         return np.rint(values.astype(np.float32) * (255 / (2**depth - 1))).astype(np.uint8)
     finite = np.isfinite(values)
     if not finite.any():

@@ -50,7 +50,9 @@ def relative_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
     return root, [printable(path.relative_to(root).as_posix()) for path in absolute]
 
 
-def output_names(paths: Sequence[Path], file_names: Sequence[str], out: Path) -> list[str]:
+def output_names(
+    paths: Sequence[Path], file_names: Sequence[str], out: Path, suffix: str = OVERLAY_SUFFIX
+) -> list[str]:
     """A name for the results of each picture: its stem where no other picture has it, else its path in one word, with
     the ending if it takes that.
 
@@ -60,6 +62,7 @@ def output_names(paths: Sequence[Path], file_names: Sequence[str], out: Path) ->
         paths: the pictures.
         file_names: their names as `relative_names` gives them.
         out: the folder of the results.
+        suffix: what comes behind the name of an overlay.
     """
     folder = out.resolve()
     pictures = {os.path.normcase(path.resolve()) for path in paths}
@@ -76,7 +79,7 @@ def output_names(paths: Sequence[Path], file_names: Sequence[str], out: Path) ->
         name, number = wanted, 1
         while (
             name.casefold() in taken
-            or os.path.normcase(folder / f"{name}{OVERLAY_SUFFIX}") in pictures
+            or os.path.normcase(folder / f"{name}{suffix}") in pictures
             or os.path.normcase(folder / MASKS_FOLDER / name) in mask_folders
         ):
             number += 1
@@ -84,6 +87,11 @@ def output_names(paths: Sequence[Path], file_names: Sequence[str], out: Path) ->
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def categories(class_names: Sequence[str], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The classes as COCO has them."""
+    return [{"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)]
 
 
 class ResultFiles:
@@ -131,14 +139,14 @@ def result_files(
     out: Path, info: dict[str, Any], class_names: Sequence[str], category_ids: Sequence[int], table: bool
 ) -> Iterator[ResultFiles]:
     """Files that grow picture by picture, so that memory does not, and replace older ones when the block ends well."""
-    categories = [{"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)]
+    head = {"info": info, "categories": categories(class_names, category_ids)}
     with ExitStack() as stack:
         predictions = stack.enter_context(atomic_write(out / PREDICTIONS_FILE, "w"))
         results = stack.enter_context(atomic_write(out / RESULTS_FILE, "w"))
         rows = stack.enter_context(atomic_write(out / TABLE_FILE, "w")) if table else None
         # A COCO file lists images, then annotations, but both come picture by picture: the latter wait here.
         annotations = stack.enter_context(tempfile.TemporaryFile("w+", dir=out, encoding="utf-8"))
-        files = ResultFiles(predictions, results, annotations, rows, {"info": info, "categories": categories})
+        files = ResultFiles(predictions, results, annotations, rows, head)
         yield files
         files.close()
 

@@ -1,0 +1,88 @@
+"""What is to be segmented: pictures, lists of them, videos and cameras."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sotr.data.images import list_images
+from sotr.errors import SOTRError
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
+"""File name endings, in lower case, of videos."""
+
+LIST_SUFFIX = ".txt"
+"""Ending of a file that lists pictures, one path a line."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Inputs by kind, in order."""
+
+    pictures: tuple[str | Path, ...]
+    """Files, folders, glob patterns, and text files that list pictures."""
+    videos: tuple[Path | int, ...]
+    """Video files, and the numbers of cameras."""
+
+    @classmethod
+    def of(cls, inputs: str | Path | Sequence[str | Path]) -> "Inputs":
+        """Sort inputs by kind.
+
+        Raises:
+            SOTRError: there are none, or a video does not exist.
+        """
+        items = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+        if not items:
+            raise SOTRError("no pictures given; name files, folders or glob patterns")
+        videos = tuple(_video(item) for item in items if _is_video(item))
+        for video in videos:
+            if isinstance(video, Path) and not video.is_file():
+                raise SOTRError(f"{video}: no such file")
+        return cls(tuple(item for item in items if not _is_video(item)), videos)
+
+    def paths(self) -> list[Path]:
+        """Every picture once, in order.
+
+        Raises:
+            SOTRError: an input does not exist or holds no pictures; files that a list names are not looked for.
+        """
+        return list(dict.fromkeys(Path(name) for name in self.names()))
+
+    def names(self) -> Iterator[str]:
+        """The paths of all pictures as they come; lists are read line by line.
+
+        Raises:
+            SOTRError: as `paths`.
+        """
+        for item in self.pictures:
+            if is_list(item):
+                yield from _lines(Path(item))
+            else:
+                yield from map(str, list_images([item]))
+
+
+def is_list(item: str | Path) -> bool:
+    """Whether an input is a text file that lists pictures."""
+    return Path(item).suffix.lower() == LIST_SUFFIX and Path(item).is_file()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            empty = True
+            for line in file:
+                if name := line.rstrip("\r\n"):
+                    empty = False
+                    yield name
+    except OSError as error:
+        raise SOTRError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if empty:
+        raise SOTRError(f"{path}: the list is empty; write one path a line")
+
+
+def _is_video(item: str | Path) -> bool:
+    path = Path(item)
+    return path.suffix.lower() in VIDEO_SUFFIXES or (str(item).isdecimal() and not path.exists())
+
+
+def _video(item: str | Path) -> Path | int:
+    return int(str(item)) if str(item).isdecimal() else Path(item)

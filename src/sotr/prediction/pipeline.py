@@ -1,0 +1,213 @@
+"""Pictures through a model: the next ones are read, and results written, while the network works."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sotr.data.images import MAX_PIXELS, load_image
+from sotr.errors import SOTRError
+from sotr.instances import Instances
+from sotr.tiling import open_picture, segment_tiles
+
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read pictures."""
+
+PENDING_WRITES = 2
+"""Results that may wait to be written."""
+
+
+class Model(Protocol):
+    """What a model has to offer: `Segmenter` does."""
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def predict(
+        self, pictures: Any, *, score: float | None = None, max_objects: int | None = None, batch_size: int = 1
+    ) -> Any:
+        """`Instances` of a picture, or a list of them for a list of pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """How pictures are segmented; see `sotr.predict` for what the settings mean."""
+
+    model: Model
+    score: float
+    max_objects: int | None
+    batch_size: int
+    tile: int | None
+    overlap: float
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """The objects of pictures, or of tiles."""
+        found: list[Instances] = self.model.predict(
+            images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size
+        )
+        return found
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One picture of a stream."""
+
+    path: Path
+    image: NDArray[np.uint8] | None
+    """HW3 uint8 RGB; None if it could not be read, or is too large to be drawn on."""
+    instances: Instances | None
+    """None if it could not be read."""
+    error: str = ""
+    """Why it could not be read."""
+
+
+@dataclass
+class Waits:
+    """Seconds that the network waited for others, and those it was at work."""
+
+    reading: float = 0.0
+    network: float = 0.0
+    writing: float = 0.0
+
+    @contextmanager
+    def timing(self, name: Literal["reading", "network", "writing"]) -> Iterator[None]:
+        """Add the time that the block takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - started)
+
+    def __str__(self) -> str:
+        total = max(self.reading + self.network + self.writing, 1e-9)
+        parts = {"the network": self.network, "reading pictures": self.reading, "writing results": self.writing}
+        return ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in parts.items())
+
+
+def segment_files(
+    segmentation: Segmentation, paths: Iterable[Path], waits: Waits, progress: Callable[[float], None]
+) -> Iterator[Segmented]:
+    """Segment picture files in order; memory holds a few pictures, whatever their number.
+
+    Args:
+        segmentation: model and settings.
+        paths: the files.
+        waits: is added to.
+        progress: called with the pictures, or parts of one, that were done since the last call.
+    """
+    if segmentation.tile is not None:
+        for path in paths:
+            yield _in_tiles(segmentation, path, waits, progress)
+        return
+    loaded = _read_ahead(paths, segmentation.batch_size + READERS)
+    while True:
+        with waits.timing("reading"):
+            batch = list(islice(loaded, segmentation.batch_size))
+        if not batch:
+            return
+        with waits.timing("network"):
+            found = iter(segmentation.predict([picture.image for picture in batch if picture.image is not None]))
+        for picture in batch:
+            if picture.image is None:
+                yield picture
+            else:
+                yield Segmented(picture.path, picture.image, next(found))
+        progress(len(batch))
+
+
+def _in_tiles(segmentation: Segmentation, path: Path, waits: Waits, progress: Callable[[float], None]) -> Segmented:
+    assert segmentation.tile is not None
+    done = 0.0
+
+    def advance(part: float) -> None:
+        nonlocal done
+        done += part
+        progress(part)
+
+    try:
+        # Tiles are read while others are in the network: all of it counts as the network's time.
+        with waits.timing("network"), open_picture(path) as picture:
+            instances = segment_tiles(
+                segmentation.predict,
+                picture,
+                segmentation.tile,
+                segmentation.overlap,
+                class_names=segmentation.model.class_names,
+                category_ids=segmentation.model.category_ids,
+                batch_size=segmentation.batch_size,
+                progress=advance,
+            )
+            small = picture.height * picture.width <= MAX_PIXELS
+            image = picture.read(0, 0, picture.width, picture.height) if small else None
+    except SOTRError as error:
+        progress(1 - done)
+        return _unreadable(path, error)
+    return Segmented(path, image, instances)
+
+
+def _read_ahead(paths: Iterable[Path], ahead: int) -> Iterator[Segmented]:
+    """The pictures in order, without objects; up to `ahead` of them are read before they are asked for."""
+    waiting: deque[Future[Segmented]] = deque()
+    rest = iter(paths)
+    with ThreadPoolExecutor(READERS) as readers:
+        try:
+            while True:
+                waiting += [readers.submit(_load, path) for path in islice(rest, ahead - len(waiting))]
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(path: Path) -> Segmented:
+    try:
+        return Segmented(path, load_image(path), None)
+    except SOTRError as error:
+        return _unreadable(path, error)
+
+
+def _unreadable(path: Path, error: SOTRError) -> Segmented:
+    return Segmented(path, None, None, str(error).removeprefix(f"{path}: "))
+
+
+class Writer:
+    """Does what it is given one after the other, in a thread of its own; made by `write_behind`."""
+
+    def __init__(self, thread: ThreadPoolExecutor, waits: Waits) -> None:
+        self._thread, self._waits = thread, waits
+        self._pending: deque[Future[None]] = deque()
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Have `task` done later; waits if too many are, and raises what went wrong with an earlier one."""
+        self._pending.append(self._thread.submit(task))
+        self.wait(PENDING_WRITES)
+
+    def wait(self, pending: int = 0) -> None:
+        """Wait until no more than so many tasks are left."""
+        with self._waits.timing("writing"):
+            while len(self._pending) > pending:
+                self._pending.popleft().result()
+
+
+@contextmanager
+def write_behind(waits: Waits) -> Iterator[Writer]:
+    """A writer whose tasks are all done when the block ends well; if it does not, those not begun are dropped."""
+    with ThreadPoolExecutor(1) as thread:
+        writer = Writer(thread, waits)
+        try:
+            yield writer
+            writer.wait()
+        finally:
+            thread.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,8 @@
+"""Pictures of any size: cut into overlapping tiles, whose objects become those of the picture."""
+
+from sotr.tiling.grid import OVERLAP, Grid, check_tiles
+from sotr.tiling.merge import merge_tiles
+from sotr.tiling.pictures import TilePicture, open_picture
+from sotr.tiling.segment import segment_tiles
+
+__all__ = ["OVERLAP", "Grid", "TilePicture", "check_tiles", "merge_tiles", "open_picture", "segment_tiles"]

@@ -1,0 +1,38 @@
+"""A model that needs no training: it takes bright things for objects, by their colour."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sotr.data.images import load_image
+from sotr.instances import Instances
+
+
+class Blobs:
+    """Connected bright places as objects of three classes by their strongest colour; the score is their brightness.
+
+    Stands in for `Segmenter` where a test is about what happens around it, for its results are known beforehand.
+    """
+
+    name = "blobs"
+    class_names = ("red", "green", "blue")
+    category_ids = (3, 17, 90)
+
+    def predict(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        *,
+        score: float | None = None,
+        max_objects: int | None = None,
+        batch_size: int = 1,
+    ) -> list[Instances]:
+        return [self._find(load_image(picture), score or 0.0) for picture in pictures]
+
+    def _find(self, image: NDArray[np.uint8], score: float) -> Instances:
+        count, labels = cv2.connectedComponents((image.max(2) > 100).astype(np.uint8))
+        masks = labels == np.arange(1, count)[:, None, None]
+        colors = np.array([image[mask].mean(0) for mask in masks]).reshape(-1, 3)
+        found = Instances.from_masks(colors.max(1) / 255, colors.argmax(1), masks, self.class_names, self.category_ids)
+        return found.filter(score)
