@@ -175,9 +175,9 @@ def _select(
 
     certainties, areas = [scores_I.new_zeros(0)], [scores_I.new_zeros(0)]
     for chunk in index_I.split(CANDIDATES_AT_ONCE):
-        certainty, area = _certainty(mask_logits(kernels_KD[chunk // num_classes], features_Ehw), options)
-        certainties.append(certainty)
-        areas.append(area)
+        certainty_I, area_I = certainty(mask_logits(kernels_KD[chunk // num_classes], features_Ehw), options)
+        certainties.append(certainty_I)
+        areas.append(area_I)
     scores_I = scores_I * torch.cat(certainties)
     least_I: float | Tensor = 0.0
     if options.min_area_strides:
@@ -201,11 +201,12 @@ def _select(
     return _Objects(scores_I[: len(kept)], labels_I[kept], logits_Ihw[kept])
 
 
-def _certainty(logits_Ihw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+def certainty(logits_Ihw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
     """Mean probability inside each mask, how sure it is of itself (0 if it is empty), and its area in pixels."""
-    masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
-    area_I = masks_IL.sum(1).float()
-    return (logits_Ihw.flatten(1).sigmoid() * masks_IL).sum(1) / area_I.clamp(min=1), area_I
+    logits_IL = logits_Ihw.flatten(-2)
+    masks_IL = logits_IL > options.threshold_logit
+    area_I = masks_IL.sum(-1).float()
+    return (logits_IL.sigmoid() * masks_IL).sum(-1) / area_I.clamp(min=1), area_I
 
 
 def _rles(
