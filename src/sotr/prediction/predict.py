@@ -18,7 +18,7 @@ from rich.table import Table
 from sotr.data.images import list_images, load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
-from sotr.model import Segmenter, load
+from sotr.loading import load
 from sotr.prediction.output import (
     MASKS_FOLDER,
     OVERLAY_SUFFIX,
@@ -33,6 +33,7 @@ from sotr.prediction.output import (
     write_masks,
     write_png,
 )
+from sotr.predictor import Predictor
 
 MAX_ROWS = 30
 """Rows of a printed table, and lines of a printed list of failures; the rest is counted."""
@@ -54,7 +55,7 @@ class PredictionSummary:
 
 def predict(
     pictures: Sequence[str | Path],
-    model: str | Path | Segmenter = "nuclei",
+    model: str | Path | Predictor = "nuclei",
     out: str | Path = "predictions",
     score: float = 0.3,
     max_objects: int | None = None,
@@ -76,8 +77,8 @@ def predict(
 
     Args:
         pictures: files, folders (searched recursively) and glob patterns.
-        model: a bundled model, a model or training run folder, a hub id, or (in Python) a loaded model, which stays
-            on its device.
+        model: a bundled model, a model or training run folder, a hub id, a file that `sotr export` wrote, or (in
+            Python) a loaded model, which stays on its device.
         out: folder for the results; files of the same name are replaced.
         score: leave out objects below this score, 0..1.
         max_objects: at most so many objects per picture, best first; by default what the model was saved with.
@@ -108,7 +109,7 @@ def predict(
         raise SOTRError(f"only results of an earlier run were found, in {out}; name the pictures to segment")
     root, file_names = relative_names(paths)
     names = output_names(paths, file_names, out)
-    segmenter = model if isinstance(model, Segmenter) else load(model, device)
+    segmenter = model if isinstance(model, Predictor) else load(model, device)
     # No picture, but the limits are checked before anything is written.
     segmenter.predict([], score=score, max_objects=max_objects, batch_size=batch_size)
 
