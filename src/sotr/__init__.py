@@ -6,12 +6,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sotr.lazy import lazy_names
+
 if TYPE_CHECKING:
     from sotr.config import SOTRConfig
     from sotr.errors import SOTRError
     from sotr.evaluation import evaluate
     from sotr.instances import Instances
-    from sotr.model import Segmenter, load
+    from sotr.loading import load
+    from sotr.model import Segmenter
     from sotr.network import SOTR
     from sotr.prediction import predict
     from sotr.training import train
@@ -38,10 +41,13 @@ _HOMES = {
     "SOTRError": "sotr.errors",
     "Segmenter": "sotr.model",
     "evaluate": "sotr.evaluation",
-    "load": "sotr.model",
+    "load": "sotr.loading",
     "predict": "sotr.prediction",
     "train": "sotr.training",
 }
+
+
+_get, __dir__ = lazy_names(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -50,14 +56,4 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("sotr")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sotr' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return _get(name)

@@ -41,6 +41,9 @@ COMMANDS = {
     "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
     "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
+    "export": Command(
+        "sotr.export", "write a model for ONNX Runtime or OpenVINO", positional=("model",), extra="export"
+    ),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "reproduce": Command("sotr.reproduction", "train and measure the rows of the paper's Tables 1 to 5", extra="train"),
     "explain": Command("sotr.explanation", "draw mask features, class scores and attention inside a model"),
@@ -171,11 +174,10 @@ def _import(name: str, command: Command) -> Callable[..., Any]:
         module = importlib.import_module(command.module)
         function: Callable[..., Any] = getattr(module, command.function or name.replace("-", "_"))
     except ModuleNotFoundError as error:
-        if command.extra is None or (error.name or "").startswith("sotr"):
+        if (error.name or "").partition(".")[0] == "sotr":
             raise
-        raise SOTRError(
-            f"sotr {name} needs the package {error.name}; install it with: pip install 'sotr[{command.extra}]'"
-        ) from error
+        wanted = f"'sotr[{command.extra}]'" if command.extra else "sotr"
+        raise SOTRError(f"sotr {name} needs the package {error.name}; install it with: pip install {wanted}") from error
     return function
 
 

@@ -119,7 +119,7 @@ def info(
 
 def _default_input(config: SOTRConfig) -> tuple[int, int]:
     """Input size that preprocessing and padding make of the typical picture."""
-    from sotr.data.transforms import resized_size
+    from sotr.data.sizes import resized_size
 
     resized = resized_size(*TYPICAL_PICTURE, config.image_size, config.max_image_size)
     height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in resized)

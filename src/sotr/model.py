@@ -6,18 +6,15 @@ usually `README.md`, the model card. Nothing else is needed to use it, and nothi
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from PIL import Image
 
 from sotr.config import PRESETS
-from sotr.data.images import ImageSource, load_image
+from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
 from sotr.errors import SOTRError
@@ -32,7 +29,7 @@ from sotr.model_files import (
     write_model,
 )
 from sotr.network import SOTR
-from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
+from sotr.predictor import Predictor
 
 BUNDLED_MODELS = Path(__file__).parent / "weights"
 """Model folders that travel with the package, one per name."""
@@ -47,7 +44,17 @@ An instance segmentation model made with SOTR. In Python: `sotr.load("ORGANISATI
 """README.md of a published model that has no card of its own."""
 
 
+class Prepared(NamedTuple):
+    """A picture as the network takes it; made by `Segmenter.prepare`."""
+
+    input_3hw: torch.Tensor
+    """float32, resized and normalised, not padded."""
+    original_size: tuple[int, int]
+    """(H, W) of the upright picture in pixels, the size of its results."""
+
+
 class Segmenter(
+    Predictor[Prepared],
     ModelHubMixin,
     model_card_template=HUB_CARD,
     library_name="sotr",
@@ -105,108 +112,23 @@ class Segmenter(
         parameters = sum(tensor.numel() for tensor in self.network.parameters()) / 1e6
         return f"Segmenter({self.name!r}, {len(self.class_names)} classes, {parameters:.1f}M parameters, {self.device})"
 
-    @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence; the first signature takes it
-        self,
-        pictures: ImageSource,
-        *,
-        score: float | None = None,
-        max_objects: int | None = None,
-        batch_size: int = 1,
-        tile: int | None = None,
-        overlap: float = OVERLAP,
-    ) -> Instances: ...
-
-    @overload
-    def predict(
-        self,
-        pictures: Sequence[ImageSource],
-        *,
-        score: float | None = None,
-        max_objects: int | None = None,
-        batch_size: int = 1,
-        tile: int | None = None,
-        overlap: float = OVERLAP,
-    ) -> list[Instances]: ...
-
-    def predict(
-        self,
-        pictures: ImageSource | Sequence[ImageSource],
-        *,
-        score: float | None = None,
-        max_objects: int | None = None,
-        batch_size: int = 1,
-        tile: int | None = None,
-        overlap: float = OVERLAP,
-    ) -> Instances | list[Instances]:
-        """Segment one picture, or a list of them.
-
-        Args:
-            pictures: a file name, a file's bytes, a PIL picture or an HW3 uint8 RGB array; or a list of these, which
-                may be empty.
-            score: objects below this score, in 0..1, are left out; None takes the model's `decode_options`.
-            max_objects: at most so many objects per picture, best first; None takes the model's `decode_options`.
-            batch_size: pictures that go through the network together. Pictures of different sizes are padded to the
-                largest of their batch, which changes scores and masks slightly; 1 avoids that.
-            tile: segment each picture, of whatever size, in overlapping tiles of so many pixels a side, and merge their
-                objects, see `sotr.tiling`; `max_objects` is then the limit of a tile, and `batch_size` counts tiles.
-            overlap: part of a tile's side, above 0 and at most 0.5, that it shares with the next one.
-
-        Returns:
-            `Instances` at the picture's own size, or a list of them for a list of pictures.
-
-        Raises:
-            SOTRError: a picture cannot be read or has the wrong type, or an argument is out of range.
-        """
-        if batch_size < 1:
-            raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
-        options = self._options(score, max_objects)
-        if tile is not None:
-            check_tiles(tile, overlap)
-
-            def in_tiles(picture: ImageSource) -> Instances:
-                def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
-                    return self._predict_batch(tiles, options)
-
-                names, ids = self.class_names, self.category_ids
-                with open_picture(picture) as opened:
-                    return segment_tiles(
-                        predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
-                    )
-
-            if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-                return in_tiles(pictures)
-            return [in_tiles(picture) for picture in pictures]
-        if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self._predict_batch([pictures], options)[0]
-        results: list[Instances] = []
-        for start in range(0, len(pictures), batch_size):
-            results += self._predict_batch(pictures[start : start + batch_size], options)
-        return results
-
-    def _options(self, score: float | None, max_objects: int | None) -> DecodeOptions:
-        options = self.decode_options
-        if score is not None:
-            if not 0 <= score <= 1:
-                raise SOTRError(f"score is {score}; it must lie in 0..1")
-            options = replace(options, score_threshold=score)
-        if max_objects is not None:
-            if max_objects < 1:
-                raise SOTRError(f"max_objects is {max_objects}; it must be at least 1")
-            # More candidates than objects, for Matrix NMS weeds some out.
-            options = options.with_max_objects(max_objects)
-        return options
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+        """See `Predictor`."""
+        image = load_image(picture, max_pixels=max_pixels)
+        input_3hw = preprocess(image, self.config.image_size, self.config.max_image_size)
+        return Prepared(input_3hw, (image.shape[0], image.shape[1]))
 
     @torch.inference_mode()
-    def _predict_batch(self, pictures: Sequence[ImageSource], options: DecodeOptions) -> list[Instances]:
-        images = [load_image(picture) for picture in pictures]
-        inputs = [preprocess(image, self.config.image_size, self.config.max_image_size) for image in images]
-        predictions = self.network(pad_batch(inputs).to(self.device))
+    def segment(
+        self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
+    ) -> list[Instances]:
+        """See `Predictor`."""
+        predictions = self.network(pad_batch([prepared.input_3hw for prepared in batch]).to(self.device))
         return decode(
             predictions,
-            [(tensor.shape[1], tensor.shape[2]) for tensor in inputs],
-            [(image.shape[0], image.shape[1]) for image in images],
-            options,
+            [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
+            [prepared.original_size for prepared in batch],
+            self.options_for(score, max_objects),
             config=self.config,
             class_names=self.class_names,
             category_ids=self.category_ids,

@@ -2,11 +2,10 @@
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -94,23 +93,10 @@ def read_description(path: Path) -> Description:
             raise SOTRError(f"{path}: {key} must be an object with named settings")
     try:
         config = SOTRConfig.from_dict(description["architecture"])
-        decode_options = _decode_options(description["decoding"])
+        decode_options = DecodeOptions.from_dict(description["decoding"])
     except SOTRError as error:
         raise SOTRError(f"{path}: {error}") from error
     return Description(config, tuple(description["class_names"]), tuple(description["category_ids"]), decode_options)
-
-
-def _decode_options(values: Mapping[str, Any]) -> DecodeOptions:
-    """Decoding settings from JSON; absent ones keep their defaults."""
-    defaults = asdict(DecodeOptions())
-    for name, value in values.items():
-        if name not in defaults:
-            known = ", ".join(field.name for field in fields(DecodeOptions))
-            raise SOTRError(f"unknown decoding setting {name}; the settings are {known}")
-        kind = type(defaults[name])
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise SOTRError(f"decoding setting {name} is {value!r}; it must look like {defaults[name]!r}")
-    return DecodeOptions(**values)
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

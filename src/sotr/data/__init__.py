@@ -1,18 +1,24 @@
-"""Pictures and labels: files in, batches out."""
+"""Pictures and labels: files in, batches out. Loading pictures (`images`) needs no PyTorch."""
 
-from sotr.data.batches import (
-    Batch,
-    EpochSampler,
-    EvalBatch,
-    EvalDataset,
-    TrainDataset,
-    collate,
-    eval_loader,
-    train_loader,
-)
-from sotr.data.coco import CocoDataset, Record, Splits, find_data, load_coco
-from sotr.data.images import MAX_PIXELS, list_images, load_image
-from sotr.data.transforms import MEAN, STD, Augmentation, augment, pad_batch, preprocess, resized_size
+from typing import TYPE_CHECKING
+
+from sotr.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sotr.data.batches import (
+        Batch,
+        EpochSampler,
+        EvalBatch,
+        EvalDataset,
+        TrainDataset,
+        collate,
+        eval_loader,
+        train_loader,
+    )
+    from sotr.data.coco import CocoDataset, Record, Splits, find_data, load_coco
+    from sotr.data.images import MAX_PIXELS, list_images, load_image
+    from sotr.data.sizes import resized_size
+    from sotr.data.transforms import MEAN, STD, Augmentation, augment, pad_batch, preprocess
 
 __all__ = [
     "MAX_PIXELS",
@@ -39,3 +45,31 @@ __all__ = [
     "resized_size",
     "train_loader",
 ]
+
+_HOMES = {
+    "Augmentation": "sotr.data.transforms",
+    "Batch": "sotr.data.batches",
+    "CocoDataset": "sotr.data.coco",
+    "EpochSampler": "sotr.data.batches",
+    "EvalBatch": "sotr.data.batches",
+    "EvalDataset": "sotr.data.batches",
+    "MAX_PIXELS": "sotr.data.images",
+    "MEAN": "sotr.data.transforms",
+    "Record": "sotr.data.coco",
+    "STD": "sotr.data.transforms",
+    "Splits": "sotr.data.coco",
+    "TrainDataset": "sotr.data.batches",
+    "augment": "sotr.data.transforms",
+    "collate": "sotr.data.batches",
+    "eval_loader": "sotr.data.batches",
+    "find_data": "sotr.data.coco",
+    "list_images": "sotr.data.images",
+    "load_coco": "sotr.data.coco",
+    "load_image": "sotr.data.images",
+    "pad_batch": "sotr.data.transforms",
+    "preprocess": "sotr.data.transforms",
+    "resized_size": "sotr.data.sizes",
+    "train_loader": "sotr.data.batches",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
 from sotr.data import rle
+from sotr.data.sizes import resize_ratio, resized_size
 from sotr.errors import SOTRError
 from sotr.learning import Targets
 
@@ -21,16 +22,6 @@ MEAN = (0.485, 0.456, 0.406)
 """ImageNet mean of R, G, B in 0..1."""
 STD = (0.229, 0.224, 0.225)
 """ImageNet standard deviation of R, G, B in 0..1."""
-
-
-def resized_size(height: int, width: int, image_size: int, max_image_size: int) -> tuple[int, int]:
-    """(h, w) with the shortest edge at `image_size` and the longest at most `max_image_size`; at least 1 pixel each."""
-    ratio = _ratio(height, width, image_size, max_image_size)
-    return max(1, round(height * ratio)), max(1, round(width * ratio))
-
-
-def _ratio(height: int, width: int, image_size: float, max_image_size: float) -> float:
-    return min(image_size / min(height, width), max_image_size / max(height, width))
 
 
 def preprocess(image_HW3: NDArray[np.uint8], image_size: int, max_image_size: int) -> Tensor:
@@ -175,7 +166,7 @@ def _choose_view(
     if not augmentation.crop:
         size = resized_size(height, width, max(1, round(image_size * factor)), max_image_size)
         return _View(0, 0, width, height, size)
-    ratio = _ratio(height, width, image_size, max_image_size) * factor
+    ratio = resize_ratio(height, width, image_size, max_image_size) * factor
     window_h, window_w = (min(length, max(1, round(augmentation.crop / ratio))) for length in (height, width))
     size_h, size_w = (min(augmentation.crop, max(1, round(part * ratio))) for part in (window_h, window_w))
     top, left = int(rng.integers(height - window_h + 1)), int(rng.integers(width - window_w + 1))

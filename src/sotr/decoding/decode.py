@@ -1,17 +1,15 @@
 """From dense predictions to objects."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sotr.config import MASK_STRIDE, SOTRConfig
+from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import mask_nms, matrix_nms
-from sotr.errors import SOTRError
 from sotr.instances import Instances, encode_masks
 from sotr.network import DensePredictions, mask_logits
 
@@ -24,74 +22,6 @@ LEVEL_STRIDES = (8, 8, 16, 32, 32)
 
 CANDIDATES_AT_ONCE = 512
 """Candidates whose masks are held at the same time."""
-
-NMS = ("gaussian", "linear", "mask")
-"""What `DecodeOptions.nms` may be."""
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """Thresholds and limits of decoding."""
-
-    cell_threshold: float = 0.1
-    """Class score, in 0..1, above which a cell is a candidate."""
-    points_nms: bool = True
-    """Keep a cell only if no better one is among the 2 x 2 cells up and left of it, per class and level."""
-    max_candidates: int = 500
-    """Candidates, best first by class score, whose masks are made at all."""
-    max_nms: int = 500
-    """Masks, best first by class score times certainty, that enter NMS."""
-    min_area_strides: float = 0.0
-    """Drop masks of at most this many pixels, counted at H / 4, times the stride of their level."""
-    mask_threshold: float = 0.5
-    """Probability, in 0..1, above which a pixel belongs to the object."""
-    nms: Literal["gaussian", "linear", "mask"] = "gaussian"
-    """Matrix NMS with a Gaussian or linear decay, or plain mask NMS, which drops what overlaps a better mask."""
-    nms_sigma: float = 2.0
-    """Sharpness of Matrix NMS's Gaussian decay."""
-    nms_threshold: float = 0.5
-    """Overlap, as intersection over union, above which plain mask NMS drops a mask."""
-    upsample: Literal["logits", "probabilities"] = "logits"
-    """What is resized to the picture before it is thresholded."""
-    score_threshold: float = 0.05
-    """Final score, in 0..1, below which an object is dropped."""
-    max_objects: int = 100
-    """Objects, best first, that are returned."""
-
-    def __post_init__(self) -> None:
-        for name in ("cell_threshold", "score_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
-        if not 0 < self.mask_threshold < 1:
-            raise SOTRError(f"mask_threshold is {self.mask_threshold}; it must lie between 0 and 1")
-        for name in ("max_candidates", "max_nms", "max_objects"):
-            if getattr(self, name) < 1:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.nms not in NMS:
-            raise SOTRError(f"there is no nms {self.nms!r}; choose one of {', '.join(NMS)}")
-        if self.upsample not in ("logits", "probabilities"):
-            raise SOTRError(f"upsample is {self.upsample!r}; choose logits or probabilities")
-        if not 0 <= self.nms_threshold <= 1 or self.nms_sigma <= 0 or self.min_area_strides < 0:
-            raise SOTRError("nms_threshold must lie in 0..1, nms_sigma be positive, min_area_strides not negative")
-
-    @property
-    def threshold_logit(self) -> float:
-        """The logit of `mask_threshold`: comparing there saves a sigmoid over every pixel."""
-        return math.log(self.mask_threshold / (1 - self.mask_threshold))
-
-    def with_max_objects(self, max_objects: int) -> "DecodeOptions":
-        """The same for up to `max_objects` objects a picture, with candidates enough to find that many."""
-        return replace(
-            self,
-            max_objects=max_objects,
-            max_candidates=max(self.max_candidates, 2 * max_objects),
-            max_nms=max(self.max_nms, 2 * max_objects),
-        )
-
-    @classmethod
-    def released(cls) -> "DecodeOptions":
-        """How the authors' released code decodes: every candidate gets a mask, small ones are dropped."""
-        return cls(max_candidates=1_000_000, min_area_strides=1.0, upsample="probabilities")
 
 
 class _Objects(NamedTuple):

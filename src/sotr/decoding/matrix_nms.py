@@ -17,7 +17,8 @@ def matrix_nms(
     """Lower the score of each mask by its overlap with better masks of its class, all at once.
 
     The decay of mask j is the least, over better masks i of its class, of f(iou_ij) / f(c_i), where c_i is the largest
-    overlap of i with a mask better than itself: a mask that is itself suppressed suppresses less.
+    overlap of i with a mask better than itself: a mask that is itself suppressed suppresses less. Nothing branches on
+    data, and dimensions may lead those that are named, so that it exports for batches too.
 
     Args:
         masks_IL: bool masks, flattened, sorted by falling score.
@@ -29,18 +30,18 @@ def matrix_nms(
     Returns:
         (I,) decayed scores, in the order of the input.
     """
-    if len(scores_I) == 0:
+    if scores_I.shape[0] == 0:
         return scores_I
     # Row i, column j: i is better than j and of its class.
-    better_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
+    better_II = (labels_I[..., :, None] == labels_I[..., None, :]).triu(diagonal=1)
     iou_II = mask_iou(masks_IL) * better_II
-    compensation_I1 = iou_II.amax(0)[:, None]
+    compensation_I1 = iou_II.amax(-2)[..., None]
     if kernel == "gaussian":
         decay_II = torch.exp(-sigma * (iou_II.square() - compensation_I1.square()))
     else:
         decay_II = (1 - iou_II) / (1 - compensation_I1).clamp(min=1e-6)
     decay_II = torch.where(better_II, decay_II, decay_II.new_ones(()))
-    return scores_I * decay_II.amin(0).clamp(max=1)
+    return scores_I * decay_II.amin(-2).clamp(max=1)
 
 
 def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float = 0.5) -> Tensor:
@@ -59,6 +60,6 @@ def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: fl
 def mask_iou(masks_IL: Tensor) -> Tensor:
     """(I, I) intersection over union of every pair of bool masks, in one matrix product; 0 where both are empty."""
     masks = masks_IL.float()
-    intersection_II = masks @ masks.T
-    area_I = masks.sum(1)
-    return intersection_II / (area_I[:, None] + area_I[None] - intersection_II).clamp(min=1)
+    intersection_II = masks @ masks.mT
+    area_I = masks.sum(-1)
+    return intersection_II / (area_I[..., :, None] + area_I[..., None, :] - intersection_II).clamp(min=1)

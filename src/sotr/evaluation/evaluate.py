@@ -4,7 +4,8 @@ import json as jsonlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sotr.data.batches import eval_loader
+from sotr.data.batches import eval_loader, load_picture
 from sotr.data.coco import CocoDataset, find_data
 from sotr.decoding import decode
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.tables import class_table, number
-from sotr.model import Segmenter, load
+from sotr.instances import Instances
+from sotr.loading import load
+from sotr.model import Segmenter
+from sotr.predictor import Predictor
 
 UNKNOWN_CLASS = -1
 """Stands for a class of the model that the data set does not have."""
@@ -28,7 +32,7 @@ UNKNOWN_CLASS = -1
 
 def evaluate(
     data: str | Path,
-    model: str | Path | Segmenter = "nuclei",
+    model: str | Path | Predictor = "nuclei",
     split: str = "val",
     max_dets: int = 100,
     batch_size: int = 1,
@@ -46,8 +50,8 @@ def evaluate(
 
     Args:
         data: folder with COCO annotations and pictures, in any of the layouts of `sotr train`.
-        model: a bundled model, a model or run folder, or a hub id (in Python also a loaded model, which stays on its
-            device).
+        model: a bundled model, a model or run folder, a hub id, or a file that `sotr export` wrote (in Python also a
+            loaded model, which stays on its device).
         split: which part of the data to measure on, val or train.
         max_dets: detections per picture that are made and counted; COCO's own is 100, crowded pictures need more.
         batch_size: pictures that go through the network together.
@@ -77,12 +81,14 @@ def evaluate(
     dataset = found.val if split == "val" else found.train
     if dataset is None or not len(dataset):
         raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
-    segmenter = model if isinstance(model, Segmenter) else load(model, device)
+    segmenter = model if isinstance(model, Predictor) else load(model, device)
 
     messages = Console(stderr=True, quiet=quiet, soft_wrap=True)
     category_ids = match_classes(segmenter.class_names, dataset.class_names, dataset.category_ids)
     if absent := sorted(set(dataset.class_names) - set(segmenter.class_names)):
         messages.print(f"the model does not know, and so scores 0 on: {escape(', '.join(absent))}")
+    if not isinstance(segmenter, Segmenter) and max_dets > (most := segmenter.decode_options.max_objects):
+        messages.print(f"the file was exported for {most} objects per picture, so it gives no more than that")
 
     started = time.perf_counter()
     progress = Progress(
@@ -147,7 +153,7 @@ def match_classes(
 
 @torch.inference_mode()
 def detect(
-    segmenter: Segmenter,
+    segmenter: Predictor,
     dataset: CocoDataset,
     category_ids: Sequence[int],
     *,
@@ -164,6 +170,28 @@ def detect(
         max_dets: objects per picture.
         on_pictures: told the number of pictures of each batch when it is done.
     """
+    results: list[dict[str, Any]] = []
+    batches = (
+        _by_batches(segmenter, dataset, category_ids, max_dets, batch_size, workers)
+        if isinstance(segmenter, Segmenter)
+        else _by_prediction(segmenter, dataset, category_ids, max_dets, batch_size)
+    )
+    for image_ids, found in batches:
+        for image_id, instances in zip(image_ids, found, strict=True):
+            results += [item for item in instances.to_coco(image_id) if item["category_id"] != UNKNOWN_CLASS]
+        on_pictures(len(image_ids))
+    return results
+
+
+def _by_batches(
+    segmenter: Segmenter,
+    dataset: CocoDataset,
+    category_ids: Sequence[int],
+    max_dets: int,
+    batch_size: int,
+    workers: int,
+) -> Iterator[tuple[Sequence[int], list[Instances]]]:
+    """Image ids and objects, batch after batch."""
     # More candidates than objects, for Matrix NMS will weed some out.
     options = segmenter.decode_options.with_max_objects(max_dets)
     loader = eval_loader(
@@ -173,21 +201,34 @@ def detect(
         workers=workers,
         pin_memory=segmenter.device.type == "cuda",
     )
-    results: list[dict[str, Any]] = []
     for batch in loader:
-        found = decode(
-            segmenter.network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
-            batch.image_sizes,
-            batch.original_sizes,
-            options,
-            config=segmenter.config,
-            class_names=segmenter.class_names,
-            category_ids=category_ids,
+        yield (
+            batch.image_ids,
+            decode(
+                segmenter.network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
+                batch.image_sizes,
+                batch.original_sizes,
+                options,
+                config=segmenter.config,
+                class_names=segmenter.class_names,
+                category_ids=category_ids,
+            ),
         )
-        for image_id, instances in zip(batch.image_ids, found, strict=True):
-            results += [item for item in instances.to_coco(image_id) if item["category_id"] != UNKNOWN_CLASS]
-        on_pictures(len(batch))
-    return results
+
+
+def _by_prediction(
+    predictor: Predictor, dataset: CocoDataset, category_ids: Sequence[int], max_dets: int, batch_size: int
+) -> Iterator[tuple[Sequence[int], list[Instances]]]:
+    """The same of an exported model, whose decoding cannot be made to give more objects than it was exported for."""
+    most = min(max_dets, predictor.decode_options.max_objects)
+    for start in range(0, len(dataset), batch_size):
+        indices = range(start, min(start + batch_size, len(dataset)))
+        pictures = [load_picture(dataset, index) for index in indices]
+        found = predictor.predict(pictures, max_objects=most, batch_size=batch_size)
+        yield (
+            [dataset.image_ids[index] for index in indices],
+            [replace(instances, category_ids=tuple(category_ids)) for instances in found],
+        )
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:

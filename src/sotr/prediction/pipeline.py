@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sotr.data.images import MAX_PIXELS, load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
+from sotr.predictor import Predictor
 from sotr.tiling import open_picture, segment_tiles
 
 READERS = min(4, os.cpu_count() or 1)
@@ -26,25 +27,11 @@ PENDING_WRITES = 2
 """Results that may wait to be written."""
 
 
-class Model(Protocol):
-    """What a model has to offer: `Segmenter` does."""
-
-    name: str
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-    def predict(
-        self, pictures: Any, *, score: float | None = None, max_objects: int | None = None, batch_size: int = 1
-    ) -> Any:
-        """`Instances` of a picture, or a list of them for a list of pictures."""
-        ...
-
-
 @dataclass(frozen=True)
 class Segmentation:
     """How pictures are segmented; see `sotr.predict` for what the settings mean."""
 
-    model: Model
+    model: Predictor
     score: float
     max_objects: int | None
     batch_size: int
@@ -53,10 +40,7 @@ class Segmentation:
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
         """The objects of pictures, or of tiles."""
-        found: list[Instances] = self.model.predict(
-            images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size
-        )
-        return found
+        return self.model.predict(images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

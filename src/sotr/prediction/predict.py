@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from sotr.data.images import MAX_PIXELS
 from sotr.errors import SOTRError
+from sotr.loading import load
 from sotr.prediction.inputs import Inputs
 from sotr.prediction.output import (
     MASKS_FOLDER,
@@ -28,10 +29,11 @@ from sotr.prediction.output import (
     write_masks,
     write_png,
 )
-from sotr.prediction.pipeline import Model, Segmentation, Segmented, Waits, segment_files, write_behind
+from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_files, write_behind
 from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
+from sotr.predictor import Predictor
 from sotr.tiling import OVERLAP, check_tiles
 
 
@@ -51,7 +53,7 @@ class PredictionSummary:
 
 def predict(
     pictures: Sequence[str | Path],
-    model: str | Path | Model = "nuclei",
+    model: str | Path | Predictor = "nuclei",
     out: str | Path = "predictions",
     score: float = 0.3,
     max_objects: int | None = None,
@@ -87,8 +89,8 @@ def predict(
     Args:
         pictures: files, folders (searched recursively), glob patterns, .txt files that list pictures (one path a line),
             videos, and numbers of cameras.
-        model: a bundled model, a model or training run folder, a hub id, or (in Python) a loaded model, which stays
-            on its device.
+        model: a bundled model, a model or training run folder, a hub id, a file that `sotr export` wrote, or (in
+            Python) a loaded model, which stays on its device.
         out: folder for the results; files of the same name are replaced.
         score: leave out objects below this score, 0..1.
         max_objects: at most so many objects per picture, or per tile, best first; by default what the model was saved
@@ -125,8 +127,6 @@ def predict(
     share = choose_shard(shard, shards, chunk_size)
     paths, left_out = _chosen(inputs, out) if share is None and inputs.pictures else ([], 0)
     if isinstance(model, (str, Path)):
-        from sotr.model import load  # PyTorch is not needed before, and by other models not at all
-
         model = load(model, device if share is None else device_of_rank(device))
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
     # No picture, but the limits are checked before anything is written.
