@@ -39,6 +39,7 @@ COMMANDS = {
     "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
     "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
+    "serve": Command("sotr.serving", "serve a model over HTTP, with a page to try it", extra="serve"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
 }

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from huggingface_hub.errors import HFValidationError
 from PIL import Image
 
 from sotr.config import PRESETS
-from sotr.data.images import ImageSource, load_image
+from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
 from sotr.errors import SOTRError
@@ -44,6 +44,15 @@ HUB_CARD = """---
 An instance segmentation model made with SOTR. In Python: `sotr.load("ORGANISATION/NAME").predict("picture.png")`.
 """
 """README.md of a published model that has no card of its own."""
+
+
+class Prepared(NamedTuple):
+    """A picture as the network takes it; made by `Segmenter.prepare`."""
+
+    input_3hw: torch.Tensor
+    """float32, resized and normalised, not padded."""
+    original_size: tuple[int, int]
+    """(H, W) of the upright picture in pixels, the size of its results."""
 
 
 class Segmenter(
@@ -150,13 +159,45 @@ class Segmenter(
         """
         if batch_size < 1:
             raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
-        options = self._options(score, max_objects)
+        self._options(score, max_objects)  # checked even where there is no picture
         if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self._predict_batch([pictures], options)[0]
+            return self.segment([self.prepare(pictures)], score=score, max_objects=max_objects)[0]
         results: list[Instances] = []
         for start in range(0, len(pictures), batch_size):
-            results += self._predict_batch(pictures[start : start + batch_size], options)
+            batch = [self.prepare(picture) for picture in pictures[start : start + batch_size]]
+            results += self.segment(batch, score=score, max_objects=max_objects)
         return results
+
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+        """The first half of `predict`: load, resize and normalise a picture, on the CPU; safe in several threads.
+
+        Raises:
+            SOTRError: the picture cannot be read or has more than `max_pixels` pixels.
+        """
+        image = load_image(picture, max_pixels=max_pixels)
+        input_3hw = preprocess(image, self.config.image_size, self.config.max_image_size)
+        return Prepared(input_3hw, (image.shape[0], image.shape[1]))
+
+    @torch.inference_mode()
+    def segment(
+        self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
+    ) -> list[Instances]:
+        """The second half of `predict`: the objects of pictures that go through the network together.
+
+        Args:
+            batch: at least one; see `predict`'s `batch_size` for what different sizes do.
+            score, max_objects: as for `predict`.
+        """
+        predictions = self.network(pad_batch([prepared.input_3hw for prepared in batch]).to(self.device))
+        return decode(
+            predictions,
+            [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
+            [prepared.original_size for prepared in batch],
+            self._options(score, max_objects),
+            config=self.config,
+            class_names=self.class_names,
+            category_ids=self.category_ids,
+        )
 
     def _options(self, score: float | None, max_objects: int | None) -> DecodeOptions:
         options = self.decode_options
@@ -170,21 +211,6 @@ class Segmenter(
             # More candidates than objects, for Matrix NMS weeds some out.
             options = options.with_max_objects(max_objects)
         return options
-
-    @torch.inference_mode()
-    def _predict_batch(self, pictures: Sequence[ImageSource], options: DecodeOptions) -> list[Instances]:
-        images = [load_image(picture) for picture in pictures]
-        inputs = [preprocess(image, self.config.image_size, self.config.max_image_size) for image in images]
-        predictions = self.network(pad_batch(inputs).to(self.device))
-        return decode(
-            predictions,
-            [(tensor.shape[1], tensor.shape[2]) for tensor in inputs],
-            [(image.shape[0], image.shape[1]) for image in images],
-            options,
-            config=self.config,
-            class_names=self.class_names,
-            category_ids=self.category_ids,
-        )
 
     def save(self, folder: str | Path, *, card: str | None = None, half: bool = False) -> None:
         """Write the model folder; its files are replaced only when all of them have been written.
