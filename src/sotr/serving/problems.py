@@ -78,7 +78,7 @@ async def _invalid_setting(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = str(first["loc"][-1])
-    message = f"{name} is {str(first.get('input'))[:50]!r}: {first['msg']!s}; /docs lists the settings"
+    message = f"{name} is {str(first.get('input'))[:50]!r}; {str(first['msg']).lower()}; /docs lists the settings"
     # The body has not been looked at.
     return problem_response(422, "invalid_setting", message, {"Connection": "close"})
 

@@ -14,15 +14,15 @@ def draw_sample(seed: int = 7) -> NDArray[np.uint8]:
     """Bright, soft-edged cell nuclei on a dark ground, as a fluorescence microscope shows them; HW3 RGB."""
     rng = np.random.default_rng(seed)
     height, width = SIZE
-    light_HW: NDArray[np.float32] = np.full(SIZE, 0.06, np.float32)
+    light_HW: NDArray[np.float32] = np.full(SIZE, 0.05, np.float32)
     places: list[tuple[float, float, float]] = []
     while len(places) < CELLS:
-        x, y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(11, 21)
-        if all(np.hypot(x - px, y - py) > 0.95 * (radius + other) for px, py, other in places):
+        x, y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(9, 18)
+        if all(np.hypot(x - px, y - py) > 1.02 * (radius + other) for px, py, other in places):
             places.append((x, y, radius))
             _draw_nucleus(light_HW, (x, y), radius, rng)
-    seen_HW = cv2.GaussianBlur(light_HW, (0, 0), 1.1) + 0.12 * cv2.GaussianBlur(light_HW, (0, 0), 14)
-    grey_HW = np.clip(255 * (seen_HW + rng.normal(0, 0.012, SIZE)), 0, 255).astype(np.uint8)
+    seen_HW = cv2.GaussianBlur(light_HW, (0, 0), 1.1) + 0.1 * cv2.GaussianBlur(light_HW, (0, 0), 14)
+    grey_HW = np.clip(255 * (seen_HW + rng.normal(0, 0.01, SIZE)), 0, 255).astype(np.uint8)
     return np.repeat(grey_HW[..., None], 3, axis=2)
 
 
@@ -36,6 +36,6 @@ def _draw_nucleus(
     texture_HW = np.ones(SIZE, np.float32)
     for _ in range(3):
         spot = (np.array(center) + rng.uniform(-0.5, 0.5, 2) * radius).astype(int).tolist()
-        cv2.circle(texture_HW, spot, max(1, round(radius / 5)), float(rng.uniform(0.6, 0.85)), -1)
+        cv2.circle(texture_HW, spot, max(1, round(radius / 5)), float(rng.uniform(0.8, 1)), -1)
     soft_HW = cv2.GaussianBlur(texture_HW, (0, 0), radius / 8)
-    light_HW[mask_HW > 0] = rng.uniform(0.3, 0.75) * soft_HW[mask_HW > 0]
+    light_HW[mask_HW > 0] = rng.uniform(0.2, 0.55) * soft_HW[mask_HW > 0]

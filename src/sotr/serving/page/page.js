@@ -94,6 +94,7 @@ function setBusy(busy) {
 function showProblem(text) {
   $("problem-text").textContent = text;
   $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
 }
 
 function hideProblem() {
@@ -119,6 +120,7 @@ function show(name, bitmap, answer) {
   $("score").value = minimum;
   listClasses();
   filter();
+  $("stage").scrollIntoView({ block: "nearest" });
   $("view").focus({ preventScroll: true });
 }
 
@@ -163,8 +165,9 @@ function filter() {
   shown.near = null;
   $("score-value").textContent = shown.minimum.toFixed(2);
   const noun = objects.length === 1 ? "object" : "objects";
-  const less = shown.objects.length > objects.length ? ` of ${shown.objects.length}` : "";
-  $("count").textContent = shown.objects.length ? `${objects.length}${less} ${noun}` : "No objects found";
+  const rest = shown.objects.length - objects.length;
+  $("count").textContent = shown.objects.length ? `${objects.length} ${noun}` : "No objects found";
+  $("rest").textContent = rest ? `${rest} more below this score or in hidden classes` : "None left out";
   $("view").setAttribute("aria-label", `${shown.name}, ${objects.length} ${noun}`);
   for (const number of $("classes").querySelectorAll(".number")) {
     number.textContent = objects.filter((object) => object.category_id === Number(number.dataset.category)).length;
@@ -242,6 +245,7 @@ function point(object) {
 
 function choose(object) {
   shown.chosen = object;
+  shown.near = null;
   drawMark();
   if (!object) return;
   $("announcement").textContent = describe(object);
