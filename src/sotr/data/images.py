@@ -28,6 +28,11 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW_LIMIT = threading.Lock()
 _REMEDY = "save it again as PNG, JPEG or TIFF"
 
+
+class PictureTooLargeError(SOTRError):
+    """A picture has more pixels than are accepted."""
+
+
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
 
@@ -54,7 +59,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         A fresh, contiguous, writable array H x W x 3, uint8, RGB.
 
     Raises:
-        SOTRError: if the file is missing, no picture, truncated, too large, or of an unsupported kind.
+        PictureTooLargeError: if it has more than `max_pixels` pixels.
+        SOTRError: if the file is missing, no picture, truncated, or of an unsupported kind.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -149,7 +155,7 @@ def _without_pillow_limit() -> Iterator[None]:
 
 def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise SOTRError(
+        raise PictureTooLargeError(
             f"{name}: {width} x {height} is {width * height / 1e6:.0f} megapixels, over the limit of "
             f"{max_pixels / 1e6:.0f}; cut or shrink it, or raise max_pixels"
         )
@@ -157,6 +163,8 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
 
 def _decode(picture: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(picture.width, picture.height, name, max_pixels)
+    if picture.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
+        raise SOTRError(f"{name}: is PostScript, which is run rather than read; {_REMEDY}")
     try:
         picture.load()
         if picture.getexif().get(_ORIENTATION, 1) != 1:  # otherwise Pillow would copy the picture

@@ -1,0 +1,356 @@
+// The page: a picture goes to the server once, with a low score; all choosing happens here.
+import { colourObjects, mark, paint } from "./drawing.js";
+import { saveCoco, saveCsv, saveOverlay } from "./files.js";
+import { centreOf, maskInBox, outlineOf } from "./masks.js";
+
+const FIRST_SCORE = 0.3;
+const PEN = 1.6;
+const MAX_ENLARGEMENT = 6;
+const $ = (id) => document.getElementById(id);
+
+let model = null;
+let shown = null; // { name, bitmap, answer, objects, minimum, hidden, chosen, near } of the picture on the page
+let asking = null; // what cancels the request under way
+
+// Talking to the server.
+
+async function askModel() {
+  const response = await fetch("model");
+  if (!response.ok) throw new Error(`model: ${response.status}`);
+  model = await response.json();
+  const names = model.classes.map((entry) => entry.name);
+  const classes = names.length > 3 ? `${names.length} classes` : names.join(", ");
+  document.title = `SOTR: ${model.name}`;
+  $("model").textContent = `${model.name} · finds ${classes}`;
+  const megabytes = Math.floor(model.limits.max_bytes / 1e6);
+  const megapixels = Math.floor(model.limits.max_pixels / 1e6);
+  $("accepted").textContent = `PNG, JPEG, TIFF, WebP and more, up to ${megabytes} MB and ${megapixels} megapixels`;
+}
+
+async function post(address, blob, signal) {
+  const type = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
+  const response = await fetch(address, { method: "POST", headers: { "Content-Type": type }, body: blob, signal });
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => null);
+  throw new Refusal(problem?.error ?? { code: "unknown", message: `the server answered ${response.status}` }, response);
+}
+
+class Refusal extends Error {
+  constructor({ code, message }, response) {
+    super(message);
+    this.code = code;
+    this.wait = response.headers.get("Retry-After");
+  }
+}
+
+function inPlainWords(error, name) {
+  if (!(error instanceof Refusal)) return "The server cannot be reached. Check that it is still running, then try again.";
+  if (error.code === "unreadable_picture") {
+    return `“${name}” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again.`;
+  }
+  if (error.code === "busy") return `The server is busy. Try again in ${error.wait ?? "a few"} seconds.`;
+  return `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
+}
+
+async function segment(blob, name) {
+  asking?.abort();
+  hideProblem();
+  if (model && blob.size > model.limits.max_bytes) {
+    const limit = Math.floor(model.limits.max_bytes / 1e6);
+    showProblem(`“${name}” has ${(blob.size / 1e6).toFixed(1)} MB; this server takes up to ${limit} MB.`);
+    return;
+  }
+  if (blob.size === 0) {
+    showProblem(`“${name}” is empty.`);
+    return;
+  }
+  const request = new AbortController();
+  asking = request;
+  setBusy(true);
+  try {
+    if (!model) await askModel();
+    const query = new URLSearchParams({ score: model.lowest_score, max_objects: model.max_objects });
+    const [answer, own] = await Promise.all([
+      post(`predict?${query}`, blob, request.signal).then((response) => response.json()),
+      createImageBitmap(blob).catch(() => null), // a kind that the browser does not know, such as TIFF
+    ]);
+    const fits = own && own.width === answer.width && own.height === answer.height;
+    const bitmap = fits ? own : await createImageBitmap(await (await post("upright", blob, request.signal)).blob());
+    if (asking === request) show(name, bitmap, answer);
+  } catch (error) {
+    if (asking === request) showProblem(inPlainWords(error, name));
+  } finally {
+    if (asking === request) setBusy(false);
+  }
+}
+
+function setBusy(busy) {
+  $("busy").hidden = !busy;
+  $("stage").setAttribute("aria-busy", busy);
+}
+
+// What is on the page.
+
+function showProblem(text) {
+  $("problem-text").textContent = text;
+  $("problem").hidden = false;
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+function hideProblem() {
+  $("problem").hidden = true;
+}
+
+function show(name, bitmap, answer) {
+  const labels = new Map(answer.classes.map((entry, label) => [entry.id, label]));
+  const objects = answer.objects.map((object) => {
+    const mask = maskInBox(object.segmentation, object.box);
+    const [left, top, right, bottom] = object.box;
+    const middle = [(left + right) / 2, (top + bottom) / 2];
+    const label = labels.get(object.category_id);
+    return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask) };
+  });
+  colourObjects(objects, answer.classes, model.colors);
+  const minimum = Math.max(FIRST_SCORE, model.lowest_score);
+  shown = { name, bitmap, answer, objects, minimum, hidden: new Set(), chosen: null, near: null };
+  $("empty").hidden = true;
+  for (const id of ["view", "keys", "panel"]) $(id).hidden = false;
+  document.querySelector("main").classList.add("with-panel");
+  $("score").min = model.lowest_score;
+  $("score").value = minimum;
+  listClasses();
+  filter();
+  $("stage").scrollIntoView({ block: "nearest" });
+  $("view").focus({ preventScroll: true });
+}
+
+function visible() {
+  return shown.objects.filter((object) => object.score >= shown.minimum && !shown.hidden.has(object.category_id));
+}
+
+function describe(object) {
+  return `${object.class_name}, score ${object.score.toFixed(2)}, area ${object.area.toLocaleString("en")} px`;
+}
+
+function listClasses() {
+  const several = shown.answer.classes.length > 1;
+  const found = new Set(shown.objects.map((object) => object.category_id));
+  const rows = shown.answer.classes.filter((entry) => found.has(entry.id)).map((entry) => {
+    const row = document.createElement("label");
+    const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
+    box.addEventListener("change", () => {
+      shown.hidden[box.checked ? "delete" : "add"](entry.id);
+      filter();
+    });
+    const number = Object.assign(document.createElement("span"), { className: "number" });
+    number.dataset.category = entry.id;
+    const label = shown.answer.classes.indexOf(entry);
+    row.append(box, ...(several ? [swatch(model.colors[label % model.colors.length])] : []), entry.name, number);
+    return row;
+  });
+  $("classes").replaceChildren($("classes").querySelector("legend"), ...rows);
+  $("classes").hidden = rows.length === 0;
+}
+
+function swatch(colour) {
+  const patch = Object.assign(document.createElement("span"), { className: "swatch" });
+  patch.style.backgroundColor = colour;
+  return patch;
+}
+
+// After the score or the classes have changed.
+function filter() {
+  const objects = visible();
+  if (!objects.includes(shown.chosen)) shown.chosen = null;
+  shown.near = null;
+  $("score-value").textContent = shown.minimum.toFixed(2);
+  const noun = objects.length === 1 ? "object" : "objects";
+  const rest = shown.objects.length - objects.length;
+  $("count").textContent = shown.objects.length ? `${objects.length} ${noun}` : "No objects found";
+  $("rest").textContent = rest ? `${rest} more below this score or in hidden classes` : "None left out";
+  $("view").setAttribute("aria-label", `${shown.name}, ${objects.length} ${noun}`);
+  for (const number of $("classes").querySelectorAll(".number")) {
+    number.textContent = objects.filter((object) => object.category_id === Number(number.dataset.category)).length;
+  }
+  const rows = objects.map((object) => {
+    const row = Object.assign(document.createElement("li"), { id: `object-${shown.objects.indexOf(object)}` });
+    row.setAttribute("role", "option");
+    row.setAttribute("aria-label", describe(object));
+    const score = Object.assign(document.createElement("span"), { className: "number" });
+    score.textContent = object.score.toFixed(2);
+    const text = Object.assign(document.createElement("span"), { textContent: object.class_name });
+    const area = Object.assign(document.createElement("span"), { className: "number" });
+    area.textContent = `${object.area.toLocaleString("en")} px`;
+    row.append(swatch(object.colour), text, area, score);
+    row.addEventListener("pointerenter", () => point(object));
+    row.addEventListener("pointerleave", () => point(null));
+    row.addEventListener("click", () => choose(object));
+    return row;
+  });
+  if (!rows.length) {
+    const none = Object.assign(document.createElement("li"), { className: "none", textContent: "None at this score" });
+    rows.push(none);
+  }
+  $("objects").replaceChildren(...rows);
+  draw();
+}
+
+function scaleOnPage() {
+  const { bitmap } = shown;
+  const room = Math.max(240, window.innerHeight * 0.8);
+  return Math.min($("stage").clientWidth / bitmap.width, room / bitmap.height, MAX_ENLARGEMENT);
+}
+
+function draw() {
+  const scale = scaleOnPage();
+  const ratio = window.devicePixelRatio || 1;
+  paint($("picture"), shown.bitmap, visible(), scale * ratio, PEN * ratio);
+  for (const canvas of [$("picture"), $("highlight")]) {
+    canvas.style.width = `${$("picture").width / ratio}px`;
+    canvas.style.height = `${$("picture").height / ratio}px`;
+  }
+  drawMark();
+}
+
+// The object under the pointer, else the chosen one.
+function drawMark() {
+  const object = shown.near ?? shown.chosen;
+  const scale = scaleOnPage();
+  const ratio = window.devicePixelRatio || 1;
+  mark($("highlight"), [$("picture").width, $("picture").height], object, scale * ratio, PEN * ratio);
+  for (const row of $("objects").children) {
+    row.setAttribute("aria-selected", shown.chosen !== null && row.id === idOf(shown.chosen));
+    row.classList.toggle("near", shown.near !== null && row.id === idOf(shown.near));
+  }
+  $("objects").setAttribute("aria-activedescendant", shown.chosen ? idOf(shown.chosen) : "");
+  const tip = $("tip");
+  tip.hidden = !object;
+  if (!object) return;
+  tip.textContent = describe(object);
+  const left = Math.min(object.middle[0] * scale - tip.offsetWidth / 2, $("view").clientWidth - tip.offsetWidth - 6);
+  const above = object.box[1] * scale - tip.offsetHeight - 8;
+  tip.style.left = `${Math.max(6, left)}px`;
+  tip.style.top = `${above > 4 ? above : Math.min(object.box[3] * scale + 8, $("view").clientHeight - tip.offsetHeight - 4)}px`;
+}
+
+function idOf(object) {
+  return `object-${shown.objects.indexOf(object)}`;
+}
+
+function point(object) {
+  if (shown.near === object) return;
+  shown.near = object;
+  drawMark();
+}
+
+function choose(object) {
+  shown.chosen = object;
+  shown.near = null;
+  drawMark();
+  if (!object) return;
+  $("announcement").textContent = describe(object);
+  $(idOf(object)).scrollIntoView({ block: "nearest" });
+}
+
+// Finding objects by place and by key.
+
+function objectAt(event) {
+  const context = $("picture").getContext("2d");
+  const bounds = $("picture").getBoundingClientRect();
+  const scale = shown.bitmap.width / bounds.width;
+  const [x, y] = [(event.clientX - bounds.left) * scale, (event.clientY - bounds.top) * scale];
+  context.save();
+  context.resetTransform();
+  const hits = visible().filter(
+    ({ box, path }) => x >= box[0] && x < box[2] && y >= box[1] && y < box[3] && context.isPointInPath(path, x, y, "evenodd"),
+  );
+  context.restore();
+  return hits.reduce((best, object) => (best && best.area <= object.area ? best : object), null);
+}
+
+// The nearest object in a direction; sideways distance counts double, so that the path stays straight.
+function neighbour(from, key) {
+  const [across, sign] = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, -1], ArrowDown: [1, 1] }[key];
+  let [best, least] = [from, Infinity];
+  for (const object of visible()) {
+    const ahead = sign * (object.middle[across] - from.middle[across]);
+    const aside = Math.abs(object.middle[1 - across] - from.middle[1 - across]);
+    if (object !== from && ahead > 0 && ahead + 2 * aside < least) [best, least] = [object, ahead + 2 * aside];
+  }
+  return best;
+}
+
+function onViewKey(event) {
+  if (event.key === "Escape") choose(null);
+  else if (event.key.startsWith("Arrow")) {
+    const objects = visible();
+    if (objects.length) choose(shown.chosen ? neighbour(shown.chosen, event.key) : objects[0]);
+  } else return;
+  event.preventDefault();
+}
+
+function onListKey(event) {
+  const objects = visible();
+  const at = objects.indexOf(shown.chosen);
+  const last = objects.length - 1;
+  const target = { ArrowDown: Math.min(at + 1, last), ArrowUp: Math.max(at - 1, 0), Home: 0, End: last }[event.key];
+  if (event.key === "Escape") choose(null);
+  else if (target !== undefined && objects.length) choose(objects[target]);
+  else return;
+  event.preventDefault();
+}
+
+// Ways in.
+
+function take(files) {
+  const file = [...files][0];
+  if (file) segment(file, file.name || "pasted.png");
+  else showProblem("That was not a file. Save the picture first, then drop or choose it here.");
+}
+
+async function trySample() {
+  try {
+    const response = await fetch("sample");
+    await segment(await response.blob(), "sample.png");
+  } catch (error) {
+    showProblem(inPlainWords(error, "sample.png"));
+  }
+}
+
+function listen() {
+  for (const id of ["choose", "another"]) $(id).addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", () => {
+    if ($("file").files.length) take($("file").files);
+    $("file").value = ""; // so that the same file can be chosen again
+  });
+  $("sample").addEventListener("click", trySample);
+  $("problem-close").addEventListener("click", hideProblem);
+  document.addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files));
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    $("stage").classList.add("dropping");
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget ?? $("stage").classList.remove("dropping"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    $("stage").classList.remove("dropping");
+    take(event.dataTransfer.files);
+  });
+  $("score").addEventListener("input", () => {
+    shown.minimum = Number($("score").value);
+    filter();
+  });
+  $("picture").addEventListener("pointermove", (event) => point(objectAt(event)));
+  $("picture").addEventListener("pointerleave", () => point(null));
+  $("picture").addEventListener("click", (event) => choose(objectAt(event)));
+  $("view").addEventListener("keydown", onViewKey);
+  $("objects").addEventListener("keydown", onListKey);
+  $("save-overlay").addEventListener("click", () => saveOverlay(shown.name, shown.bitmap, visible()));
+  $("save-coco").addEventListener("click", () => saveCoco(shown.name, shown.answer, visible(), shown.minimum));
+  $("save-csv").addEventListener("click", () => saveCsv(shown.name, visible()));
+  new ResizeObserver(() => shown && draw()).observe($("stage"));
+}
+
+listen();
+$("sample-picture").src = "sample";
+askModel().catch((error) => showProblem(inPlainWords(error, "")));

@@ -1,0 +1,87 @@
+"""A real server in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+import sotr
+from sotr.instances import Instances
+from sotr.serving.answers import to_png
+from sotr.serving.sample import draw_sample
+
+
+class Server:
+    """`sotr serve` on a free port; `url` ends with a slash."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "sotr.cli", "serve", "--port", "0", *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "http://127.0.0.1:" in line, line + (self.process.stderr.read() if self.process.stderr else "")
+        self.url = line.split()[3]
+        self.port = int(self.url.rstrip("/").rpartition(":")[2])
+        self.http = httpx.Client(base_url=self.url, timeout=120)
+
+    def post(self, body: object, address: str = "predict", kind: str = "application/octet-stream") -> httpx.Response:
+        return self.http.post(address, content=body, headers={"Content-Type": kind})  # type: ignore[arg-type]
+
+    def metric(self, name: str) -> float:
+        lines = self.http.get("metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.split()[0].partition("{")[0] == name)
+
+    def alive(self) -> bool:
+        return self.process.poll() is None and self.http.get("healthz").json() == {"status": "ok"}
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[Server]:
+    server = Server(*arguments)
+    try:
+        yield server
+    finally:
+        server.http.close()
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """With the bundled model and the default limits; not to be stopped by tests."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nuclei() -> sotr.Segmenter:
+    return sotr.load("nuclei")
+
+
+@pytest.fixture(scope="session")
+def sample() -> bytes:
+    """The server's own sample picture, 384 x 512."""
+    return to_png(draw_sample())
+
+
+@pytest.fixture(scope="session")
+def expected(nuclei: sotr.Segmenter, sample: bytes) -> Instances:
+    """What the model finds in the sample, down to its lowest score."""
+    return nuclei.predict(sample)
+
+
+def problem(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, code and message of an error, which is checked to be one line of JSON without a traceback."""
+    assert response.headers["content-type"] == "application/json"
+    content = response.json()
+    assert list(content) == ["error"]
+    assert sorted(content["error"]) == ["code", "message"]
+    message = content["error"]["message"]
+    assert message
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "<bytes>" not in message
+    return response.status_code, content["error"]["code"], message

@@ -1,0 +1,74 @@
+"""Masks in each of their forms hold the same pixels."""
+
+import base64
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from sotr.instances import Instances
+from sotr.serving.answers import Prediction, to_json
+from sotr.serving.sample import draw_sample
+
+some_masks = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda shape: arrays(np.bool_, shape)
+)
+
+
+def instances_of(masks_IHW: np.ndarray) -> Instances:
+    return Instances.from_masks(np.full(len(masks_IHW), 0.5), np.zeros(len(masks_IHW)), masks_IHW, ["x"], [7])
+
+
+def without_holes(mask_HW: np.ndarray) -> np.ndarray:
+    """The mask with its holes filled: background that no path along pixels' edges joins with the outside."""
+    _, parts = cv2.connectedComponents(np.pad(~mask_HW, 1, constant_values=True).astype(np.uint8), connectivity=4)
+    return (parts != parts[0, 0])[1:-1, 1:-1]
+
+
+@settings(deadline=None)
+@given(some_masks)
+def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
+    height, width = masks_IHW.shape[1:]
+    answer = json.loads(to_json(instances_of(masks_IHW), "m", "polygons"))
+    Prediction.model_validate(answer)
+    for found, mask_HW in zip(answer["objects"], masks_IHW, strict=True):
+        if not mask_HW.any():
+            assert found["segmentation"] == []
+            continue
+        parts = coco_mask.frPyObjects(found["segmentation"], height, width)
+        assert np.array_equal(coco_mask.decode(coco_mask.merge(parts)).astype(bool), without_holes(mask_HW))
+
+
+@settings(deadline=None)
+@given(some_masks)
+def test_png_masks_are_the_box_of_the_mask(masks_IHW: np.ndarray) -> None:
+    masks_IHW[:, 0, 0] = True  # an empty picture is no PNG
+    answer = json.loads(to_json(instances_of(masks_IHW), "m", "png"))
+    Prediction.model_validate(answer)
+    for found, mask_HW in zip(answer["objects"], masks_IHW, strict=True):
+        part = found["segmentation"]
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(part["png"]))))
+        whole = np.zeros_like(mask_HW, np.uint8)
+        whole[part["y"] : part["y"] + pixels.shape[0], part["x"] : part["x"] + pixels.shape[1]] = pixels
+        assert np.array_equal(whole, mask_HW * np.uint8(255))
+
+
+@pytest.mark.parametrize("masks", ["rle", "polygons", "png"])
+def test_no_objects(masks: str) -> None:
+    answer = json.loads(to_json(Instances.empty(["x"], [7], (3, 4)), "m", masks))  # type: ignore[arg-type]
+    assert answer == {"model": "m", "height": 3, "width": 4, "classes": [{"id": 7, "name": "x"}], "objects": []}
+
+
+def test_the_sample_is_always_the_same_picture() -> None:
+    picture = draw_sample()
+    assert picture.shape == (384, 512, 3)
+    assert np.array_equal(picture, draw_sample())
+    assert np.median(picture) < 30
+    assert 0.05 < (picture > 60).mean() < 0.5

@@ -1,0 +1,257 @@
+"""The page in headless Chromium, against the real server with the bundled model; no other address may be asked."""
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+
+from sotr.instances import Instances
+from tests.serving.conftest import Server
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+
+PATIENCE = 120_000
+"""Milliseconds until a step has failed; machines may be busy."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """The page freshly opened, and what it asked for."""
+
+    def __init__(self, browser: "playwright.Browser", server: Server, **options: object) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(server.url)
+        self.page.wait_for_function("document.getElementById('model').textContent !== ''")
+
+    def try_sample(self) -> None:
+        self.page.get_by_role("button", name="Try this sample").click()
+        self.page.wait_for_selector("#panel:not([hidden])")
+
+    def choose(self, name: str, content: bytes, kind: str = "") -> None:
+        self.page.set_input_files("#file", files=[{"name": name, "mimeType": kind, "buffer": content}])
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def predictions(self) -> int:
+        return sum("/predict" in url for url in self.requests)
+
+    def download(self, button: str) -> tuple[str, bytes]:
+        with self.page.expect_download() as started:
+            self.page.get_by_role("button", name=button).click()
+        return started.value.suggested_filename, Path(started.value.path()).read_bytes()
+
+
+@pytest.fixture
+def page(browser: "playwright.Browser", server: Server) -> Iterator[Page]:
+    opened = Page(browser, server)
+    yield opened
+    assert opened.errors == []
+    assert all(url.startswith((server.url, "blob:")) for url in opened.requests)
+    opened.context.close()
+
+
+def test_choosing_by_score_and_class_asks_the_server_once(page: Page, expected: Instances) -> None:
+    page.try_sample()
+    assert page.text("#count") == f"{(expected.scores_I >= 0.3).sum()} objects"
+    slider = page.page.locator("#score")
+    for score in ("0.6", "0.05", "1"):
+        slider.fill(score)
+        count = int((expected.scores_I.round(6) >= float(score)).sum())
+        assert page.text("#count") == f"{count} object{'s' * (count != 1)}"
+        assert page.page.locator("#objects [role=option]").count() == count
+    slider.fill("0.5")
+    page.page.get_by_role("checkbox", name="nucleus").uncheck()
+    assert page.text("#count") == "0 objects"
+    assert page.text("#objects") == "None at this score"
+    assert page.predictions() == 1
+
+
+def test_the_pointer_finds_objects(page: Page, expected: Instances) -> None:
+    page.try_sample()
+    page.page.locator("#score").fill("0.5")
+    bounds = page.page.locator("#picture").bounding_box()
+    assert bounds is not None
+    for i in (0, 1, 4):
+        mask_hw, x, y = expected.mask_crop(i)
+        # The pixel of the mask that lies deepest inside it.
+        rows, columns = np.nonzero(mask_hw)
+        middle = np.argmin(np.hypot(rows - rows.mean(), columns - columns.mean()))
+        place = (x + columns[middle] + 0.5, y + rows[middle] + 0.5)
+        page.page.mouse.move(bounds["x"] + place[0] * bounds["width"] / 512, bounds["y"] + place[1] * bounds["height"] / 384)
+        area = f"{expected.areas_I[i]:,}"
+        assert page.text("#tip") == f"nucleus, score {expected.scores_I[i]:.2f}, area {area} px"
+    page.page.mouse.move(2, 2)
+    assert page.page.locator("#tip").is_hidden()
+
+
+def test_everything_works_by_keyboard(page: Page, expected: Instances) -> None:
+    keys = page.page.keyboard
+    page.page.get_by_role("button", name="Try this sample").focus()
+    keys.press("Enter")
+    page.page.wait_for_selector("#panel:not([hidden])")
+    assert page.page.evaluate("document.activeElement.id") == "view"
+    keys.press("ArrowRight")
+    assert page.text("#announcement").startswith(f"nucleus, score {expected.scores_I[0]:.2f}")
+    first = page.page.get_attribute("#objects", "aria-activedescendant")
+    keys.press("ArrowLeft")
+    keys.press("ArrowRight")
+    assert page.page.locator("#objects [aria-selected=true]").count() == 1
+    keys.press("Escape")
+    assert page.page.get_attribute("#objects", "aria-activedescendant") == ""
+
+    keys.press("Tab")  # the slider
+    assert page.page.evaluate("document.activeElement.id") == "score"
+    keys.press("End")
+    assert page.text("#score-value") == "1.00"
+    keys.press("Home")
+    keys.press("Tab")  # the class
+    keys.press("Space")
+    assert page.text("#count") == "0 objects"
+    keys.press("Space")
+    keys.press("Tab")  # the list
+    assert page.page.evaluate("document.activeElement.id") == "objects"
+    keys.press("Home")
+    assert page.page.get_attribute("#objects", "aria-activedescendant") == first == "object-0"
+    keys.press("End")
+    assert page.page.get_attribute("#objects", "aria-activedescendant") == f"object-{len(expected) - 1}"
+    reached = []
+    for _ in range(4):
+        keys.press("Tab")
+        reached.append(page.page.evaluate("document.activeElement.id"))
+    assert reached == ["save-overlay", "save-coco", "save-csv", "another"]
+
+
+def test_downloads_hold_what_is_shown(page: Page, expected: Instances) -> None:
+    page.try_sample()
+    page.page.locator("#score").fill("0.5")
+    shown = expected[expected.scores_I.round(6) >= 0.5]
+
+    name, content = page.download("COCO JSON")
+    coco = json.loads(content)
+    assert name == "sample.json"
+    assert coco["images"] == [{"id": 1, "file_name": "sample.png", "width": 512, "height": 384}]
+    assert coco["categories"] == [{"id": 1, "name": "nucleus"}]
+    assert len(coco["annotations"]) == len(shown)
+    for annotation, result in zip(coco["annotations"], shown.to_coco(1), strict=True):
+        assert coco_mask.iou([annotation["segmentation"]], [result["segmentation"]], [0])[0, 0] > 0.99
+        assert np.allclose(annotation["bbox"], result["bbox"], atol=1)
+
+    name, content = page.download("CSV")
+    assert name == "sample.csv"
+    table = list(csv.DictReader(io.StringIO(content.decode())))
+    assert list(table[0]) == ["picture", *Instances.ROW_COLUMNS]
+    for line, row in zip(table, shown.to_rows(), strict=True):
+        assert float(line["score"]) == pytest.approx(row["score"], abs=1e-5)
+        # The page counts these from the masks that it has decoded itself.
+        for column in ("x_center", "y_center"):
+            assert float(line[column]) == pytest.approx(row[column], abs=0.1)
+
+    name, content = page.download("Overlay PNG")
+    assert name == "sample.overlay.png"
+    overlay = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert overlay.shape == (768, 1024, 3)
+    coloured = np.ptp(overlay, axis=2) > 20
+    inside = shown.masks_IHW.any(0).repeat(2, 0).repeat(2, 1)
+    assert coloured[inside].mean() > 0.9
+    assert coloured[~inside].mean() < 0.1
+
+
+def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server: Server) -> None:
+    page.try_sample()
+    count = page.text("#count")
+    alert = page.page.get_by_role("alert")
+    page.choose("notes.txt", b"not a picture", "text/plain")
+    alert.wait_for()
+    assert page.text("#problem-text") == "“notes.txt” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again."
+    assert page.text("#count") == count
+    page.page.get_by_role("button", name="Dismiss this message").click()
+    assert alert.is_hidden()
+
+    asked = page.predictions()
+    page.choose("empty.png", b"", "image/png")
+    assert page.text("#problem-text") == "“empty.png” is empty."
+    page.choose("large.png", bytes(33_000_000), "image/png")
+    assert page.text("#problem-text") == "“large.png” has 33.0 MB; this server takes up to 32 MB."
+    assert page.predictions() == asked
+
+    page.page.route("**/predict*", lambda route: route.abort())
+    page.choose("notes.txt", b"not a picture", "text/plain")
+    page.page.wait_for_function("document.getElementById('problem-text').textContent.startsWith('The server cannot')")
+    page.page.unroute("**/predict*")
+    busy = json.dumps({"error": {"code": "busy", "message": "the server is busy"}})
+    page.page.route("**/predict*", lambda route: route.fulfill(status=503, headers={"Retry-After": "4"}, body=busy))
+    page.choose("notes.txt", b"not a picture", "text/plain")
+    page.page.wait_for_function(
+        "document.getElementById('problem-text').textContent === 'The server is busy. Try again in 4 seconds.'"
+    )
+    assert server.alive()
+
+
+def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(page: Page, sample: bytes, expected: Instances) -> None:
+    """A 16-bit TIFF, whose picture comes from the server; and a file by drop and by the clipboard."""
+    grey = np.asarray(Image.open(io.BytesIO(sample)).convert("L")).astype(np.uint16) * 16
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "TIFF")
+    page.choose("cells.tif", buffer.getvalue(), "image/tiff")
+    page.page.wait_for_selector("#panel:not([hidden])")
+    assert any(url.endswith("/upright") for url in page.requests)
+    assert "cells.tif" in (page.page.get_attribute("#view", "aria-label") or "")
+    certain = int((expected.scores_I > 0.5).sum())
+    page.page.locator("#score").fill("0.5")
+    assert abs(int(page.text("#count").split()[0]) - certain) <= 0.1 * certain
+
+    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        page.page.evaluate(
+            """async ([event, field, name]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([await (await fetch("sample")).blob()], name, { type: "image/png" }));
+                const Kind = event === "drop" ? DragEvent : ClipboardEvent;
+                document.body.dispatchEvent(new Kind(event, { [field]: data, bubbles: true, cancelable: true }));
+            }""",
+            [event, field, f"{event}.png"],
+        )
+        page.page.wait_for_function(f"document.getElementById('view').ariaLabel.startsWith('{event}.png')")
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(browser: "playwright.Browser", server: Server) -> None:
+    phone = Page(browser, server, viewport={"width": 360, "height": 740}, color_scheme="dark", has_touch=True)
+    fits = "document.documentElement.scrollWidth <= 360"
+    assert phone.page.evaluate(fits)
+    phone.try_sample()
+    assert phone.page.evaluate(fits)
+    for selector in ("#picture", "#score", "#objects", "#save-csv", "#another"):
+        box = phone.page.locator(selector).bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= 360
+    phone.choose("x" * 120 + ".txt", b"text", "text/plain")
+    phone.page.get_by_role("alert").wait_for()
+    assert phone.page.evaluate(fits)
+    box = phone.page.get_by_role("alert").bounding_box()
+    assert box is not None
+    assert 0 <= box["y"] < 740
+    assert phone.errors == []
+    phone.context.close()

@@ -1,0 +1,114 @@
+"""Starting, slow clients, too many clients, and stopping."""
+
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+
+from sotr.cli import run
+from tests.serving.conftest import Server, problem, running
+
+TIMEOUT = 2
+
+
+@pytest.fixture(scope="module")
+def strict() -> Server:  # type: ignore[misc]
+    """One request at a time, for two seconds."""
+    with running("--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
+        yield server
+
+
+def head(length: int) -> bytes:
+    return (
+        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def wait_until_busy(server: Server) -> None:
+    while server.metric("sotr_pictures_in_flight") < 1:
+        time.sleep(0.02)
+
+
+def test_a_slow_client_takes_its_place_for_a_bounded_time_and_others_are_told(strict: Server) -> None:
+    with socket.create_connection(("127.0.0.1", strict.port)) as slow:
+        slow.sendall(head(1000) + b"x" * 10)
+        wait_until_busy(strict)
+        refused = strict.post(b"x")
+        assert problem(refused)[:2] == (503, "busy")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert problem(strict.http.get("readyz"))[:2] == (503, "busy")
+        assert strict.alive()
+        slow.settimeout(60)
+        answer = slow.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"too_slow"' in answer
+        assert slow.recv(4096) == b""
+    assert strict.metric("sotr_requests_shed_total") == 1
+    assert strict.http.get("readyz").status_code == 200
+    assert problem(strict.post(b"x"))[1] == "unreadable_picture"
+
+
+def test_a_connection_without_a_request_is_cut(strict: Server) -> None:
+    for start in (b"", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+        with socket.create_connection(("127.0.0.1", strict.port)) as client:
+            client.sendall(start)
+            client.settimeout(60)
+            try:
+                assert client.recv(4096) == b""
+            except ConnectionResetError:
+                pass
+    assert strict.alive()
+
+
+def test_sigterm_drains() -> None:
+    """The request under way is answered, new ones are refused, and the exit code is 0."""
+    body = bytes(1000)
+    with running() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head(len(body)) + body[:500])
+        wait_until_busy(server)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            while True:
+                httpx.get(server.url + "healthz")
+        assert server.process.poll() is None
+        client.sendall(body[500:])
+        client.settimeout(60)
+        assert client.recv(4096).startswith(b"HTTP/1.1 422")
+        output, errors = server.process.communicate(timeout=60)
+        assert server.process.returncode == 0
+        assert output.splitlines() == ["stopped"]
+        assert errors == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "no such model"], "there is no model 'no such model'"),
+        (["--port", "70000"], "port is 70000"),
+        (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+        (["--max-pixels", "0"], "max_pixels is 0; it must be positive"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--timeout", "nan"], "timeout is nan"),
+        (["--sample", "absent.png"], "absent.png: no such file"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--port", "0", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_taken_port_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in capsys.readouterr().err
+    assert threading.active_count() < 50
