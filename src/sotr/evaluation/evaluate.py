@@ -173,10 +173,11 @@ def detect(
         workers=workers,
         pin_memory=segmenter.device.type == "cuda",
     )
+    network = segmenter.inference_network()
     results: list[dict[str, Any]] = []
     for batch in loader:
         found = decode(
-            segmenter.network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
+            network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
             batch.image_sizes,
             batch.original_sizes,
             options,

@@ -15,8 +15,8 @@ def has_onednn(device: torch.device) -> bool:
 
 
 def product(x_PE: Tensor, y_LE: Tensor) -> Tensor:
-    """x y^T, equal to PyTorch's to rounding; without gradients, where there is oneDNN, through it."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not has_onednn(x_PE.device):
+    """x y^T, equal to PyTorch's to rounding; through oneDNN where there is one and nobody asks for gradients."""
+    if torch.is_grad_enabled() or not x_PE.numel() or not has_onednn(x_PE.device):
         return F.linear(x_PE, y_LE)
     return torch.ops.mkldnn._linear_pointwise(x_PE.contiguous(), y_LE.contiguous(), None, "none", [], "")
 
