@@ -141,19 +141,16 @@ def decode(
         objects = _select(
             scores_BKM[picture], predictions.kernels_BKD[picture].float(), features_Ehw, strides_K, options
         )
-        rles = _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options)
-        # A mask of the features' resolution may hold no pixel of a smaller original.
-        kept = [i for i, rle in enumerate(rles) if rle is not None]
-        results.append(
-            Instances.from_encoded(
-                objects.scores_I.cpu().numpy()[kept],
-                objects.labels_I.cpu().numpy()[kept],
-                [rle for rle in rles if rle is not None],
-                tuple(class_names),
-                tuple(category_ids),
-                original_size,
-            )
+        instances = Instances.from_encoded(
+            objects.scores_I.cpu().numpy(),
+            objects.labels_I.cpu().numpy(),
+            _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options),
+            tuple(class_names),
+            tuple(category_ids),
+            original_size,
         )
+        # A mask of the features' resolution may hold no pixel of a smaller original.
+        results.append(instances[instances.areas_I > 0])
     return results
 
 
@@ -245,8 +242,8 @@ def _rles(
     image_size: tuple[int, int],
     original_size: tuple[int, int],
     options: DecodeOptions,
-) -> list[dict[str, Any] | None]:
-    """Make masks, resize them to the original picture, threshold and compress them; None where no pixel is left."""
+) -> list[dict[str, Any]]:
+    """Make masks, resize them to the original picture, threshold and compress them."""
     if not len(kernels_ID):
         return []
     h, w = features_Ehw.shape[1:]
@@ -255,7 +252,7 @@ def _rles(
     at_once = UPSAMPLED_PIXELS
     if features_Ehw.device.type == "cpu":
         at_once = min(at_once, CACHED_PIXELS)
-    rles: list[dict[str, Any] | None] = []
+    rles: list[dict[str, Any]] = []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps in _logits(kernels, features_Ehw)[None].split(max(1, at_once // largest), 1):
             level = options.threshold_logit
@@ -267,7 +264,5 @@ def _rles(
                 maps = F.interpolate(maps, size=original_size, mode="bilinear", align_corners=False)
             masks_IHW = maps[0] > level
             # Masks are compressed down their columns.
-            encoded = encode_masks(masks_IHW.transpose(1, 2).contiguous().cpu().numpy().transpose(0, 2, 1))
-            filled = masks_IHW.flatten(1).any(1).tolist()
-            rles += [rle if any_pixel else None for rle, any_pixel in zip(encoded, filled, strict=True)]
+            rles += encode_masks(masks_IHW.transpose(1, 2).contiguous().cpu().numpy().transpose(0, 2, 1))
     return rles
