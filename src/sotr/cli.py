@@ -40,6 +40,7 @@ COMMANDS = {
     "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
+    "benchmark": Command("sotr.benchmarks", "measure speed and memory, side by side with peers", extra="train"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
 }
 """Command -> its function, which has the command's name, with underscores."""

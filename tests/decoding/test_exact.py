@@ -43,9 +43,7 @@ def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
     scores_KM = class_logits_KM.sigmoid()
     if options.points_nms:
         scores_KM = points_nms(scores_KM[None], CONFIG.grids)[0]
-    strides = [
-        stride for stride, grid in zip(LEVEL_STRIDES, CONFIG.grids, strict=True) for _ in range(grid * grid)
-    ]
+    strides = [stride for stride, grid in zip(LEVEL_STRIDES, CONFIG.grids, strict=True) for _ in range(grid * grid)]
     order = scores_KM.flatten().argsort(descending=True)[: options.max_candidates]
     candidates = []
     for index in order.tolist():
@@ -104,9 +102,7 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
         if small:  # every kind of piece is small, so that there are many of each
             for name, value in {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "CACHED_PIXELS": 9000}.items():
                 monkeypatch.setattr(DECODE, name, value)
-        found = decode(
-            dense, [IMAGE] * 2, [ORIGINAL] * 2, options, config=CONFIG, class_names=names, category_ids=ids
-        )
+        found = decode(dense, [IMAGE] * 2, [ORIGINAL] * 2, options, config=CONFIG, class_names=names, category_ids=ids)
         for picture, instances in enumerate(found):
             expected = plain_decode(*(tensor[picture] for tensor in dense), options)
             assert len(instances) == len(expected)

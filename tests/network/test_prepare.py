@@ -18,7 +18,9 @@ def lively(config, seed=0):
     network = SOTR(config).eval()
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name or "weight" in name else torch.randn_like(tensor) / 5)
+            tensor.copy_(
+                torch.rand_like(tensor) + 0.5 if "var" in name or "weight" in name else torch.randn_like(tensor) / 5
+            )
         elif tensor.is_floating_point() and not tensor.any():
             tensor.copy_(torch.randn_like(tensor) / 50)
     return network

@@ -126,7 +126,9 @@ def compare(report: Report, folder: str | Path) -> list[Row]:
     path = results_file(folder, report.machine)
     before = _read(path).get(_key(report))
     if before is None:
-        raise SOTRError(f"{path} holds no results of {_key(report)} to compare with; run the benchmark without compare first")
+        raise SOTRError(
+            f"{path} holds no results of {_key(report)} to compare with; run the benchmark without compare first"
+        )
     known = {_names(row): row for row in before["rows"] if "median" in row}
     rows: list[Row] = []
     for row in report.rows:

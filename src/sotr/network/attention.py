@@ -18,6 +18,10 @@ class FullAttention(nn.Module):
         """(B, rows, columns, C) -> the same shape."""
         return self.to_out(self.mix(self.to_qkv(x_BNNC)))
 
+    def parts(self) -> "tuple[FullAttention, ...]":
+        """The attention modules that are applied one after the other: this one."""
+        return (self,)
+
     def mix(self, qkv_BNN3C: Tensor) -> Tensor:
         """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
         return self.attend(qkv_BNN3C.flatten(1, 2)).view(*qkv_BNN3C.shape[:3], -1)
@@ -56,6 +60,10 @@ class TwinAttention(nn.Module):
         super().__init__()
         self.column = ColumnAttention(width, heads)
         self.row = RowAttention(width, heads)
+
+    def parts(self) -> tuple[FullAttention, ...]:
+        """The attention modules that are applied one after the other."""
+        return self.column, self.row
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
