@@ -48,6 +48,7 @@ COMMANDS = {
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "reproduce": Command("sotr.reproduction", "train and measure the rows of the paper's Tables 1 to 5", extra="train"),
     "explain": Command("sotr.explanation", "draw mask features, class scores and attention inside a model"),
+    "benchmark": Command("sotr.benchmarks", "measure speed and memory, side by side with peers", extra="train"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
     "data check": Command("sotr.inspection", "look a data set over, and repair it", function="check_data"),
     "data convert": Command(

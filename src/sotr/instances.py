@@ -71,6 +71,22 @@ class Instances:
         Raises:
             SOTRError: lengths differ, a label has no class, or an RLE does not decode to `image_size`.
         """
+        size = (int(image_size[0]), int(image_size[1]))
+        plain_rles = [_plain_rle(rle, size) for rle in rles]
+        return cls.from_encoded(scores, labels, plain_rles, class_names, category_ids, size)
+
+    @classmethod
+    def from_encoded(
+        cls,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        rles: Sequence[dict[str, Any]],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> "Instances":
+        """The same as `from_rles` for RLEs that `encode_masks` made of masks of `image_size`: they are taken as they
+        are, for checking them takes longer than making them."""
         scores_I = np.asarray(scores, np.float32).reshape(-1)
         labels_I = np.asarray(labels, np.int64).reshape(-1)
         size = (int(image_size[0]), int(image_size[1]))
@@ -87,7 +103,7 @@ class Instances:
             raise SOTRError("a score is not a finite number")
 
         order = np.argsort(-scores_I, kind="stable")
-        sorted_rles = [_plain_rle(rles[i], size) for i in order]
+        sorted_rles = [rles[i] for i in order]
         # An empty list gives an empty (0, 4) array.
         boxes_I4 = np.asarray(coco_mask.toBbox(sorted_rles), np.float32).reshape(-1, 4)
         boxes_I4[:, 2:] += boxes_I4[:, :2]
@@ -110,7 +126,7 @@ class Instances:
         if masks_IHW.ndim != 3:
             raise SOTRError(f"masks must have shape (objects, height, width), got {masks_IHW.shape}")
         height, width = masks_IHW.shape[1:]
-        return cls.from_rles(scores, labels, encode_masks(masks_IHW), class_names, category_ids, (height, width))
+        return cls.from_encoded(scores, labels, encode_masks(masks_IHW), class_names, category_ids, (height, width))
 
     @classmethod
     def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
@@ -284,9 +300,17 @@ class Instances:
 
 def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
     """COCO compressed RLEs ({"size": [H, W], "counts": str}) of dense masks, bool or uint8 (nonzero is inside)."""
-    height, width = masks_IHW.shape[1:]
-    rles = [coco_mask.encode(np.asfortranarray(mask_HW != 0).view(np.uint8)) for mask_HW in masks_IHW]
-    return [_plain_rle(rle, (height, width)) for rle in rles]
+    if not len(masks_IHW):
+        return []
+    inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
+    # No copy is made of masks that lie in memory column by column.
+    masks_HWI = np.asfortranarray(inside_IHW.view(np.uint8).transpose(1, 2, 0))
+    size = masks_IHW.shape[1:]
+    return [{"size": list(size), "counts": _text(rle["counts"])} for rle in coco_mask.encode(masks_HWI)]
+
+
+def _text(counts: str | bytes) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 
 def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -305,8 +329,7 @@ def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
                 raise ValueError("run lengths must be whole numbers of at least 0")
             runs = [int(run) for run in counts]
             counts = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
-        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        plain = {"size": list(size), "counts": text}
+        plain = {"size": list(size), "counts": _text(counts)}
         pixels = sum(mask_api_new_cpp.toUncompressedRLE([plain])[0]["counts"])
     except (ValueError, TypeError, RuntimeError) as error:
         raise SOTRError(f"a mask's RLE is damaged: {' '.join(str(error).split())}") from error

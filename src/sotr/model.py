@@ -28,7 +28,7 @@ from sotr.model_files import (
     read_description,
     write_model,
 )
-from sotr.network import SOTR
+from sotr.network import SOTR, prepare_for_inference
 from sotr.predictor import Predictor
 
 BUNDLED_MODELS = Path(__file__).parent / "weights"
@@ -107,6 +107,7 @@ class Segmenter(
         self.card = card
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
+        self._prepared: tuple[list[tuple[int, int]], SOTR] | None = None
 
     def __repr__(self) -> str:
         parameters = sum(tensor.numel() for tensor in self.network.parameters()) / 1e6
@@ -123,7 +124,8 @@ class Segmenter(
         self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
     ) -> list[Instances]:
         """See `Predictor`."""
-        predictions = self.network(pad_batch([prepared.input_3hw for prepared in batch]).to(self.device))
+        inputs_B3HW = pad_batch([prepared.input_3hw for prepared in batch])
+        predictions = self.inference_network()(inputs_B3HW.to(self.device))
         return decode(
             predictions,
             [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
@@ -133,6 +135,13 @@ class Segmenter(
             class_names=self.class_names,
             category_ids=self.category_ids,
         )
+
+    def inference_network(self) -> SOTR:
+        """A copy of the network that predicts the same in less time, made anew when the network's tensors change."""
+        state = [(tensor.data_ptr(), tensor._version) for tensor in self.network.state_dict().values()]
+        if self._prepared is None or self._prepared[0] != state:
+            self._prepared = state, prepare_for_inference(self.network)
+        return self._prepared[1]
 
     def save(self, folder: str | Path, *, card: str | None = None, half: bool = False) -> None:
         """Write the model folder; its files are replaced only when all of them have been written.

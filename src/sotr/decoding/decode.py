@@ -12,24 +12,30 @@ from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import mask_nms, matrix_nms
 from sotr.instances import Instances, encode_masks
 from sotr.network import DensePredictions, mask_logits
+from sotr.network.onednn import product
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
 
+CACHED_PIXELS = 1_000_000
+"""The same on a CPU, where what stays in its cache takes half the time."""
 
 LEVEL_STRIDES = (8, 8, 16, 32, 32)
 """Strides of the levels as the released code counts them, P2 halved and P6 enlarged."""
 
 CANDIDATES_AT_ONCE = 512
-"""Candidates whose masks are held at the same time."""
+"""Candidates whose masks are held at the same time, a byte per pixel of the features."""
+
+LOGITS_AT_ONCE = 1_000_000
+"""Mask logits that are held at the same time on a CPU, about what its cache holds."""
 
 
 class _Objects(NamedTuple):
-    """Objects of one picture, best first, their masks still at the features' resolution."""
+    """Objects of one picture, best first, their masks still to be made."""
 
     scores_I: Tensor
     labels_I: Tensor
-    mask_logits_Ihw: Tensor
+    kernels_ID: Tensor
 
 
 @torch.no_grad()
@@ -61,26 +67,20 @@ def decode(
     strides_K = torch.tensor(LEVEL_STRIDES).repeat_interleave(grid_areas).to(scores_BKM.device)
     results = []
     for picture, (image_size, original_size) in enumerate(zip(image_sizes, original_sizes, strict=True)):
+        features_Ehw = predictions.mask_features_BEhw[picture].float()
         objects = _select(
-            scores_BKM[picture],
-            predictions.kernels_BKD[picture].float(),
-            predictions.mask_features_BEhw[picture].float(),
-            strides_K,
-            options,
+            scores_BKM[picture], predictions.kernels_BKD[picture].float(), features_Ehw, strides_K, options
         )
-        rles = _rles(objects.mask_logits_Ihw, image_size, original_size, options)
+        instances = Instances.from_encoded(
+            objects.scores_I.cpu().numpy(),
+            objects.labels_I.cpu().numpy(),
+            _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options),
+            tuple(class_names),
+            tuple(category_ids),
+            original_size,
+        )
         # A mask of the features' resolution may hold no pixel of a smaller original.
-        kept = [i for i, rle in enumerate(rles) if rle is not None]
-        results.append(
-            Instances.from_rles(
-                objects.scores_I.cpu().numpy()[kept],
-                objects.labels_I.cpu().numpy()[kept],
-                [rle for rle in rles if rle is not None],
-                tuple(class_names),
-                tuple(category_ids),
-                original_size,
-            )
-        )
+        results.append(instances[instances.areas_I > 0])
     return results
 
 
@@ -98,29 +98,33 @@ def _select(
     scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, strides_K: Tensor, options: DecodeOptions
 ) -> _Objects:
     num_classes = scores_KM.shape[1]
-    # Top-k has a fixed size; only then are the survivors of the threshold counted.
+    # Top-k has a fixed size; only then are the survivors of the threshold, which come first, counted.
     scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
-    candidates = scores_I > options.cell_threshold
-    scores_I, index_I = scores_I[candidates], index_I[candidates]
+    candidates = int((scores_I > options.cell_threshold).sum())
+    scores_I, index_I = scores_I[:candidates], index_I[:candidates]
+    cells_I, labels_I = index_I // num_classes, index_I % num_classes
+    if not candidates:
+        return _Objects(scores_I, labels_I, kernels_KD[cells_I])
 
-    certainties, areas = [scores_I.new_zeros(0)], [scores_I.new_zeros(0)]
-    for chunk in index_I.split(CANDIDATES_AT_ONCE):
-        certainty, area = _certainty(mask_logits(kernels_KD[chunk // num_classes], features_Ehw), options)
+    masks_IL, certainties, areas = torch.empty(0), [], []
+    for chunk in cells_I.split(CANDIDATES_AT_ONCE):
+        masks_IL, certainty, area = _masks(kernels_KD[chunk], features_Ehw, options)
         certainties.append(certainty)
         areas.append(area)
-    scores_I = scores_I * torch.cat(certainties)
+    certainty_I, area_I = torch.cat(certainties), torch.cat(areas)
     least_I: float | Tensor = 0.0
     if options.min_area_strides:
-        least_I = options.min_area_strides * strides_K[index_I // num_classes]
-    real = torch.cat(areas) > least_I
-    scores_I, index_I = scores_I[real], index_I[real]
+        least_I = options.min_area_strides * strides_K[cells_I]
+    # What is dropped keeps its place, the last, so that nothing has to be counted before the end.
+    scores_I = torch.where(area_I > least_I, scores_I * certainty_I, scores_I.new_zeros(()))
 
-    # The masks of those that enter NMS are made anew, so that no more than these are ever held together.
     scores_I, order = scores_I.sort(descending=True, stable=True)
-    scores_I, index_I = scores_I[: options.max_nms], index_I[order[: options.max_nms]]
-    labels_I = index_I % num_classes
-    logits_Ihw = mask_logits(kernels_KD[index_I // num_classes], features_Ehw)
-    masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
+    scores_I, order = scores_I[: options.max_nms], order[: options.max_nms]
+    labels_I, kernels_ID = labels_I[order], kernels_KD[cells_I[order]]
+    if candidates <= CANDIDATES_AT_ONCE:
+        masks_IL = masks_IL[order]
+    else:  # only now it is known whose masks are needed; no more than these and a chunk are ever held together
+        masks_IL, _, _ = _masks(kernels_ID, features_Ehw, options)
     if options.nms == "mask":
         scores_I = mask_nms(masks_IL, labels_I, scores_I, options.nms_threshold)
     else:
@@ -128,36 +132,67 @@ def _select(
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
     kept = best[scores_I > options.score_threshold][: options.max_objects]
-    return _Objects(scores_I[: len(kept)], labels_I[kept], logits_Ihw[kept])
+    return _Objects(scores_I[: len(kept)], labels_I[kept], kernels_ID[kept])
 
 
-def _certainty(logits_Ihw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
-    """Mean probability inside each mask, how sure it is of itself (0 if it is empty), and its area in pixels."""
-    masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
-    area_I = masks_IL.sum(1).float()
-    return (logits_Ihw.flatten(1).sigmoid() * masks_IL).sum(1) / area_I.clamp(min=1), area_I
+def _masks(kernels_ID: Tensor, features_Ehw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of candidates, (I, h w) bool; the mean probability inside each, how sure it is of itself (0 if it is
+    empty); and its area in pixels. Logits are held a band of rows at a time."""
+    h, w = features_Ehw.shape[1:]
+    masks_IL = torch.empty(len(kernels_ID), h * w, dtype=torch.bool, device=features_Ehw.device)
+    probability_I, area_I = kernels_ID.new_zeros(2, len(kernels_ID))
+    for top, bottom in _bands(kernels_ID, features_Ehw):
+        logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom]).flatten(1)
+        inside_IL = torch.gt(logits_IL, options.threshold_logit, out=masks_IL[:, top * w : bottom * w])
+        area_I += inside_IL.sum(1)
+        probability_I += logits_IL.sigmoid_().mul_(inside_IL).sum(1)
+    return masks_IL, probability_I / area_I.clamp(min=1), area_I
+
+
+def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:
+    """The rows [top, bottom) of the features of which logits are made at a time: all but on a CPU."""
+    channels, h, w = features_Ehw.shape
+    rows = h
+    if features_Ehw.device.type == "cpu" and kernels_ID.shape[1] == channels:  # larger kernels see neighbouring rows
+        rows = max(1, LOGITS_AT_ONCE // max(1, w * len(kernels_ID)))
+    return [(top, min(top + rows, h)) for top in range(0, h, rows)]
+
+
+def _logits(kernels_ID: Tensor, features_Ehw: Tensor) -> Tensor:
+    """The same as `mask_logits`, by the quickest product there is."""
+    channels, h, w = features_Ehw.shape
+    if kernels_ID.shape[1] != channels or features_Ehw.stride(0) != 1:
+        return mask_logits(kernels_ID, features_Ehw)
+    return product(kernels_ID, features_Ehw.permute(1, 2, 0).flatten(0, 1)).unflatten(1, (h, w))
 
 
 def _rles(
-    logits_Ihw: Tensor, image_size: tuple[int, int], original_size: tuple[int, int], options: DecodeOptions
-) -> list[dict[str, Any] | None]:
-    """Resize masks to the original picture, threshold and compress them; None where no pixel is left."""
-    if not len(logits_Ihw):
+    kernels_ID: Tensor,
+    features_Ehw: Tensor,
+    image_size: tuple[int, int],
+    original_size: tuple[int, int],
+    options: DecodeOptions,
+) -> list[dict[str, Any]]:
+    """Make masks, resize them to the original picture, threshold and compress them."""
+    if not len(kernels_ID):
         return []
-    h, w = logits_Ihw.shape[1:]
+    h, w = features_Ehw.shape[1:]
     padded = (h * MASK_STRIDE, w * MASK_STRIDE)
     largest = max(padded[0] * padded[1], original_size[0] * original_size[1])
-    rles: list[dict[str, Any] | None] = []
-    for chunk in logits_Ihw.split(max(1, UPSAMPLED_PIXELS // largest)):
-        maps, level = chunk[None], options.threshold_logit
-        if options.upsample == "probabilities":
-            maps, level = maps.sigmoid(), options.mask_threshold
-        maps = F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)
-        maps = maps[..., : image_size[0], : image_size[1]]
-        if tuple(maps.shape[-2:]) != tuple(original_size):
-            maps = F.interpolate(maps, size=original_size, mode="bilinear", align_corners=False)
-        masks_IHW = maps[0] > level
-        filled = masks_IHW.flatten(1).any(1)
-        encoded = iter(encode_masks(masks_IHW[filled].cpu().numpy()))
-        rles += [next(encoded) if any_pixel else None for any_pixel in filled.tolist()]
+    at_once = UPSAMPLED_PIXELS
+    if features_Ehw.device.type == "cpu":
+        at_once = min(at_once, CACHED_PIXELS)
+    rles: list[dict[str, Any]] = []
+    for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
+        for maps in _logits(kernels, features_Ehw)[None].split(max(1, at_once // largest), 1):
+            level = options.threshold_logit
+            if options.upsample == "probabilities":
+                maps, level = maps.sigmoid(), options.mask_threshold
+            maps = F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)
+            maps = maps[..., : image_size[0], : image_size[1]]
+            if tuple(maps.shape[-2:]) != tuple(original_size):
+                maps = F.interpolate(maps, size=original_size, mode="bilinear", align_corners=False)
+            masks_IHW = maps[0] > level
+            # Masks are compressed down their columns.
+            rles += encode_masks(masks_IHW.transpose(1, 2).contiguous().cpu().numpy().transpose(0, 2, 1))
     return rles

@@ -1,6 +1,7 @@
 """Suppression of masks that show the same object: Matrix NMS (Wang et al. 2020, SOLOv2), which the paper names, and
 plain mask NMS for comparison."""
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -59,7 +60,23 @@ def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: fl
 
 def mask_iou(masks_IL: Tensor) -> Tensor:
     """(I, I) intersection over union of every pair of bool masks, in one matrix product; 0 where both are empty."""
-    masks = masks_IL.float()
-    intersection_II = masks @ masks.mT
-    area_I = masks.sum(-1)
+    intersection_II = _intersections(masks_IL)
+    area_I = intersection_II.diagonal(dim1=-2, dim2=-1)
     return intersection_II / (area_I[..., :, None] + area_I[..., None, :] - intersection_II).clamp(min=1)
+
+
+def _intersections(masks_IL: Tensor) -> Tensor:
+    """(I, I) pixels, as float32, that every pair of masks has in common; exact below 2^24 pixels."""
+    # Bytes of 0 and 1 with sums of 32 bits are as exact as floats, a quarter of the memory and several times as quick
+    # where the processor has instructions for them; an exporter knows floats only.
+    in_bytes = masks_IL.device.type == "cpu" and not torch.compiler.is_compiling() and _has_byte_products()
+    if in_bytes and masks_IL.ndim == 2 and len(masks_IL):
+        bytes_IL = masks_IL.view(torch.int8)
+        return torch._int_mm(bytes_IL, bytes_IL.T).float()
+    masks = masks_IL.float()
+    return masks @ masks.mT
+
+
+@cache
+def _has_byte_products() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.cpu.get_capabilities().get("avx512_vnni"))

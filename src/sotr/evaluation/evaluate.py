@@ -201,11 +201,12 @@ def _by_batches(
         workers=workers,
         pin_memory=segmenter.device.type == "cuda",
     )
+    network = segmenter.inference_network()
     for batch in loader:
         yield (
             batch.image_ids,
             decode(
-                segmenter.network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
+                network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
                 batch.image_sizes,
                 batch.original_sizes,
                 options,

@@ -16,31 +16,37 @@ class FullAttention(nn.Module):
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
-        return self.attend(x_BNNC.flatten(1, 2)).view(x_BNNC.shape)
+        return self.to_out(self.mix(self.to_qkv(x_BNNC)))
 
-    def attend(self, x_SLC: Tensor) -> Tensor:
-        """S sequences of L cells, of which only those of one sequence see one another."""
-        S, L, C = x_SLC.shape
-        qkv = self.to_qkv(x_SLC).view(S, L, 3, self.heads, C // self.heads)
+    def parts(self) -> "tuple[FullAttention, ...]":
+        """The attention modules that are applied one after the other: this one."""
+        return (self,)
+
+    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
+        return self.attend(qkv_BNN3C.flatten(1, 2)).view(*qkv_BNN3C.shape[:3], -1)
+
+    def attend(self, qkv_SL3C: Tensor) -> Tensor:
+        """S sequences of L cells, of which only those of one sequence see one another -> (S, L, C)."""
+        qkv = qkv_SL3C.unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (S, heads, L, C / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.to_out(mixed.transpose(1, 2).reshape(S, L, C))
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class RowAttention(FullAttention):
     """Multi-head self-attention among the cells of each row; rows do not see one another."""
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        return self.attend(x_BNNC.flatten(0, 1)).view(x_BNNC.shape)
+    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
+        return self.attend(qkv_BNN3C.flatten(0, 1)).view(*qkv_BNN3C.shape[:3], -1)
 
 
 class ColumnAttention(RowAttention):
     """Multi-head self-attention among the cells of each column; columns do not see one another."""
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        return super().forward(x_BNNC.transpose(1, 2)).transpose(1, 2)
+    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
+        return super().mix(qkv_BNN3C.transpose(1, 2)).transpose(1, 2)
 
 
 class TwinAttention(nn.Module):
@@ -54,6 +60,10 @@ class TwinAttention(nn.Module):
         super().__init__()
         self.column = ColumnAttention(width, heads)
         self.row = RowAttention(width, heads)
+
+    def parts(self) -> tuple[FullAttention, ...]:
+        """The attention modules that are applied one after the other."""
+        return self.column, self.row
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""

@@ -65,20 +65,28 @@ class SOTR(nn.Module):
 
         features = self.fpn(self.backbone(images_B3HW))  # P2..P6
 
-        cells = []
         levels = resize_released(features) if self.released else features
-        for feature, grid in zip(levels, self.config.grids, strict=True):
-            patches_BCNN = F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
-            cells.append(self.transformer(patches_BCNN).flatten(2).transpose(1, 2))
-        cells_BKC = torch.cat(cells, 1)
-
-        mask_levels = [
-            self.transformer(feature) if level in self.config.mask_transformer_levels else feature
-            for level, feature in zip((2, 3, 4, 5), features, strict=False)
+        patches = [
+            F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
+            for feature, grid in zip(levels, self.config.grids, strict=True)
         ]
+        mask_levels = features[:4]  # P2..P5
+        replaced = [level - 2 for level in self.config.mask_transformer_levels]
+        transformed = self._transform(patches + [mask_levels[index] for index in replaced])
+
+        cells_BKC = torch.cat([x_BCNN.flatten(2).transpose(1, 2) for x_BCNN in transformed[: len(patches)]], 1)
+        for index, feature in zip(replaced, transformed[len(patches) :], strict=True):
+            mask_levels[index] = feature
         return DensePredictions(
             self.class_head(cells_BKC), self.kernel_head(cells_BKC), self.mask_features(mask_levels)
         )
+
+    def _transform(self, maps_BCNN: list[Tensor]) -> list[Tensor]:
+        """The transformer's output for each map."""
+        # Of a batch the maps are large enough by themselves; joining their cells would only cost copies.
+        if isinstance(self.transformer, Transformer) and maps_BCNN[0].shape[0] == 1:
+            return self.transformer.together(maps_BCNN)
+        return [self.transformer(x_BCNN) for x_BCNN in maps_BCNN]
 
 
 def _transformer(config: SOTRConfig) -> nn.Module:

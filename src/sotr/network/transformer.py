@@ -1,9 +1,20 @@
-"""The transformer of Figure 2 with the three layers of Figure 3."""
+"""The transformer of Figure 2 with the three layers of Figure 3.
 
+A layer takes one map, or several at once: their cells one after the other, (T, C) tokens. What looks at a cell alone
+(norms, projections, MLP) then runs once over all tokens, and only attention and convolutions map by map.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
 from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
+
+Shape = tuple[int, int, int]
+"""B, rows and columns of a map."""
 
 
 class MLP(nn.Sequential):
@@ -47,8 +58,19 @@ class OriginalLayer(nn.Module):
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
-        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
-        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
+        return self.together(join([x_BNNC]), [_shape(x_BNNC)]).view(x_BNNC.shape)
+
+    def together(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """The cells of maps of these shapes, (T, C) -> the same shape."""
+        x_TC = x_TC + self.attend(self.attention_norm(x_TC), shapes)
+        return x_TC + self.mlp(self.mlp_norm(x_TC))
+
+    def attend(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """What attention makes of the cells of each map."""
+        for attention in self.attention.parts():
+            mixed_TC = each_map(attention.mix, attention.to_qkv(x_TC), shapes)
+            x_TC = attention.to_out(mixed_TC)
+        return x_TC
 
 
 class PureTwinLayer(OriginalLayer):
@@ -65,11 +87,11 @@ class HybridTwinLayer(PureTwinLayer):
         super().__init__(width, heads, mlp_ratio)
         self.convolution = ConvolutionBlock(width)
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
-        x_BNNC = x_BNNC + self.convolution(x_BNNC)
-        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
+    def together(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """The cells of maps of these shapes, (T, C) -> the same shape."""
+        x_TC = x_TC + self.attend(self.attention_norm(x_TC), shapes)
+        x_TC = x_TC + each_map(self.convolution, x_TC, shapes)
+        return x_TC + self.mlp(self.mlp_norm(x_TC))
 
 
 LAYERS: dict[str, type[OriginalLayer]] = {
@@ -92,7 +114,35 @@ class Transformer(nn.Module):
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
         """(B, C, rows, columns) -> the same shape."""
-        x_BNNC = self.position(x_BCNN.permute(0, 2, 3, 1))
+        return self.together([x_BCNN])[0]
+
+    def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
+        """Several maps, which do not see one another, through each layer at once."""
+        maps_BNNC = [self.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
+        shapes = [_shape(x_BNNC) for x_BNNC in maps_BNNC]
+        x_TC = join(maps_BNNC)
         for layer in self.layers:
-            x_BNNC = layer(x_BNNC)
-        return self.norm(x_BNNC).permute(0, 3, 1, 2)
+            x_TC = layer.together(x_TC, shapes)
+        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in split(self.norm(x_TC), shapes)]
+
+
+def _shape(x_BNNC: Tensor) -> Shape:
+    batch, rows, columns, _ = x_BNNC.shape
+    return batch, rows, columns
+
+
+def join(maps_BNNC: Sequence[Tensor]) -> Tensor:
+    """The cells of all maps one after the other, (T, C); of a single map without a copy, if it is contiguous."""
+    tokens = [x_BNNC.flatten(0, 2) for x_BNNC in maps_BNNC]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+
+
+def split(x_TC: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """The maps (B, rows, columns, C) of these shapes, as views of their joint cells."""
+    parts = x_TC.split([math.prod(shape) for shape in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def each_map(function: Callable[[Tensor], Tensor], x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
+    """The function of each map (B, rows, columns, C) -> joint cells again."""
+    return join([function(x_BNNC) for x_BNNC in split(x_TC, shapes)])

@@ -1,0 +1,6 @@
+"""Measuring speed and memory, reproducibly."""
+
+from sotr.benchmarks.benchmark import benchmark
+from sotr.benchmarks.report import Report
+
+__all__ = ["Report", "benchmark"]

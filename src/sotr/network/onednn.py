@@ -1,0 +1,85 @@
+"""oneDNN's products and convolutions with their activation in the same pass, for inference on CPUs.
+
+PyTorch gives float32 matrix products on CPUs to MKL, which on other makers' processors does without AVX-512; oneDNN
+does not. These are the operators that PyTorch's own compiler emits. They know no gradients.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def has_onednn(device: torch.device) -> bool:
+    """Whether this module's operators are there for tensors of a device."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
+def product(x_PE: Tensor, y_LE: Tensor) -> Tensor:
+    """x y^T, equal to PyTorch's to rounding; through oneDNN where there is one and nobody asks for gradients."""
+    if torch.is_grad_enabled() or not x_PE.numel() or not has_onednn(x_PE.device):
+        return F.linear(x_PE, y_LE)
+    return torch.ops.mkldnn._linear_pointwise(x_PE.contiguous(), y_LE.contiguous(), None, "none", [], "")
+
+
+class OneDNNLinear(nn.Module):
+    """A linear layer for inference, its weight laid out as oneDNN wants it, with an activation in the same pass.
+
+    Args:
+        linear: the layer.
+        dtype: of the weight, the products and the result; inputs are cast to it.
+        gelu: apply GELU to the result.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.activation = "gelu" if gelu else "none"
+        weight = linear.weight.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())  # opaque, hence no buffer
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        x = x.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "none")
+
+
+class OneDNNConv(nn.Module):
+    """A convolution for inference, its weight laid out as oneDNN wants it, with what follows it in the same pass.
+
+    Args:
+        conv: the convolution, padded with zeros.
+        dtype: of the weight, the sums and the result; inputs are cast to it.
+        activation: "none", "relu" or "leaky_relu".
+        slope: of the Leaky ReLU.
+        in_place: write the result over the tensor to add, which nobody may read again.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        dtype: torch.dtype,
+        activation: str = "none",
+        slope: float | None = None,
+        in_place: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dtype, self.activation, self.in_place = dtype, activation, in_place
+        self.scalars = [] if slope is None else [slope]
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        weight = conv.weight.detach().to(dtype, memory_format=torch.channels_last)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """activation(conv(x) + add)."""
+        x = x.to(self.dtype)
+        if add is None:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.geometry, self.activation, self.scalars, ""
+            )
+        activation = None if self.activation == "none" else self.activation
+        fused = (self.weight, self.bias, *self.geometry, "add", 1.0, activation, self.scalars, "")
+        if self.in_place:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(add, x, *fused)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, add.to(self.dtype), *fused)

@@ -1,0 +1,196 @@
+"""What the sub-benchmarks report, in sizes that take no time; how long anything takes is not asserted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from sotr.benchmarks import attention, benchmark, decoding, inference, pictures, training
+from sotr.benchmarks import report as reports
+from sotr.benchmarks.benchmark import _BENCHMARKS
+from sotr.cli import run
+from sotr.config import SOTRConfig
+from sotr.errors import SOTRError
+from sotr.network.transformer import LAYERS
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+def check(rows, cases, sides, parts):
+    """Every case, side and part has its row of sound numbers."""
+    assert {(row["case"], row["side"], row["part"]) for row in rows} == {
+        (case, side, part) for case in cases for side in sides for part in parts
+    }
+    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in rows)
+
+
+def test_inference(monkeypatch):
+    sides = {
+        "sotr-nano": inference._sotr("sotr-nano", 64),
+        "sotr-nano as it stands": inference._sotr("sotr-nano", 64, plain=True),
+        "Mask R-CNN": inference._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
+    }
+    monkeypatch.setattr(inference, "SIDES", sides)
+    monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
+    rows, findings = inference.measure(list(sides), (48, 64), CPU, FLOAT, 2, str)
+    check(rows, ["48 x 64"], sides, ["pre-processing", "network", "decoding", "total"])
+    assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
+    assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2
+    assert sum("Decoding is" in finding for finding in findings) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["MaskFormer", "Mask2Former"])
+def test_peers_from_transformers(monkeypatch, kind):
+    pytest.importorskip("transformers")
+    small = replace(SOTRConfig(), image_size=64, max_image_size=96)
+    monkeypatch.setattr(inference, "SIDES", {kind: inference._former(kind, small)})
+    monkeypatch.setattr(inference, "memory_of", lambda *_: 1.0)
+    rows, _ = inference.measure([kind], (48, 64), CPU, FLOAT, 1, str)
+    check(rows, ["48 x 64"], [kind], ["pre-processing", "network", "decoding", "total"])
+
+
+def test_train(monkeypatch):
+    monkeypatch.setattr(training, "STEPS", {"sotr-nano": "sotr-nano"})
+    rows, findings = training.measure(["sotr-nano"], (1, 5), 2, 64, CPU, FLOAT, 1, str, memory=False)
+    check(
+        rows,
+        ["1 object, 2 x 64 x 64", "5 objects, 2 x 64 x 64"],
+        ["sotr-nano"],
+        ["data", "forward", "loss", "backward", "total"],
+    )
+    assert findings == []
+
+
+def test_attention():
+    rows = attention.sizes([(4, 4), (8, 8), (3, 5)], CPU, FLOAT, 1, str)
+    check(rows, ["4 x 4", "8 x 8", "3 x 5"], attention.SIDES, ["forward", "step"])
+    assert {row["case"]: (row["cells"], row["side_cells"]) for row in rows} == {
+        "4 x 4": (16, 4),
+        "8 x 8": (64, 8),
+        "3 x 5": (15, None),
+    }
+    assert len(attention.growth(rows)) == 4
+    more, findings = attention.table_3({"grids": [(4, 4), (3, 5)]}, CPU, FLOAT, 1, str)
+    check(more, ["grids"], attention.SIDES, ["forward", "step"])
+    # Saved bytes of a layer add up over maps.
+    saved = {(row["case"], row["side"]): row["saved_mib"] for row in rows + more}
+    for side in attention.SIDES:
+        assert saved["grids", side] == pytest.approx(saved["4 x 4", side] + saved["3 x 5", side], rel=0.01)
+    assert len(findings) == 2
+
+
+def test_saved_bytes_are_those_that_the_backward_pass_reads():
+    weight = torch.nn.Linear(4, 6, bias=False)
+    x, y = torch.randn(10, 4, requires_grad=True), torch.randn(10, requires_grad=True)
+    assert attention.saved_bytes(lambda: weight(x), weight) == 10 * 4 * 4
+    assert attention.saved_bytes(lambda: y.exp(), weight) == 10 * 4
+    assert attention.saved_bytes(lambda: y * y, weight) == 10 * 4  # one storage, though saved twice
+
+
+def test_plain_attention_saves_weights_that_grow_with_the_square_of_the_cells():
+    def saved(side, cells):
+        return attention._Side(side, [(cells, cells)], CPU, FLOAT).saved_bytes()
+
+    plain = saved("original, plain", 24) - saved("original, fused", 24)
+    assert plain > 0.9 * 4 * 8 * 24**4  # a weight of float32 per head and pair of cells
+    assert saved("hybrid twin", 24) < saved("original, plain", 24)
+    assert set(LAYERS) == {side.split(",")[0].replace(" ", "_") for side in attention.SIDES}
+
+
+def test_slope_is_the_exponent():
+    assert attention.slope([2, 4, 8], [3 * 2**2.5, 3 * 4**2.5, 3 * 8**2.5]) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("scene", decoding.SCENES)
+def test_decode(scene):
+    rows, _ = decoding.measure((24, 40), (5, 120), CPU, FLOAT, 1, str, memory=False)
+    check(rows, decoding.SCENES, ["5 candidates", "120 candidates"], ["total"])
+    dense = decoding._predictions(scene, 120, (24, 40), CPU, FLOAT)
+    assert (dense.class_logits_BKM.sigmoid() > 0.5).sum() == 120
+
+
+def test_data_and_evaluate():
+    rows, _ = pictures.measure_data((1, 5), 48, 64, 2, 1, str)
+    check(rows, ["1 object a picture, 2 pictures", "5 objects a picture, 2 pictures"], ["paper", "scratch"], ["total"])
+    assert all(row["pictures_per_second"] == pytest.approx(2 / row["median"]) for row in rows)
+    rows, findings = pictures.measure_evaluate((4,), 48, 64, 3, 1, str)
+    check(rows, ["4 objects a picture, 3 pictures"], ["sotr", "pycocotools"], ["total"])
+    assert rows[0]["AP"] == pytest.approx(rows[1]["AP"], abs=1e-9)
+    assert 0.1 < rows[0]["AP"] < 0.99
+    assert len(findings) == 1
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """`decode` at a size that takes no time."""
+
+    def run(device, dtype, quick, on_run):
+        return decoding.measure((24, 40), (5,), device, dtype, 1, on_run, memory=False)
+
+    monkeypatch.setitem(_BENCHMARKS, "decode", (run, "Decoding of little."))
+
+
+def test_files_and_comparison(tiny, tmp_path, capsys):
+    report = benchmark("decode", out=str(tmp_path), quick=True, quiet=True)
+    kind = report.machine.kind
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{kind}-decode.md",
+        f"{kind}-decode.png",
+        f"{kind}.json",
+    ]
+    stored = json.loads((tmp_path / f"{kind}.json").read_text())
+    assert stored["decode"]["rows"] == report.rows
+    assert torch.__version__.startswith(stored["decode"]["machine"]["versions"]["torch"])
+    page = (tmp_path / f"{kind}-decode.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "`sotr benchmark decode --quick`" in page
+    assert page.count("\n| specks |") == page.count("\n| blobs |") == 1
+    assert (tmp_path / f"{kind}-decode.png").read_bytes().startswith(b"\x89PNG")
+
+    before = (tmp_path / f"{kind}.json").read_bytes()
+    benchmark("decode", out=str(tmp_path), compare_only=True, quick=True, quiet=True)
+    assert "| ratio |" in capsys.readouterr().out
+    assert (tmp_path / f"{kind}.json").read_bytes() == before
+
+    doubled = replace(report, rows=[row | {"median": 2 * row["median"]} for row in report.rows])
+    assert [row["ratio"] for row in reports.compare(doubled, tmp_path)] == [2.0, 2.0]
+    reports.save(replace(doubled, precision="bfloat16"), tmp_path)
+    assert set(json.loads((tmp_path / f"{kind}.json").read_text())) == {"decode", "decode-bfloat16"}
+
+
+def test_curves_are_drawn(tmp_path, tiny):
+    rows = attention.sizes([(4, 4), (8, 8)], CPU, FLOAT, 1, str)
+    report = replace(benchmark("decode", out=str(tmp_path), quiet=True), name="attention", rows=rows)
+    assert reports.save(report, tmp_path)[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_one_object(tiny, tmp_path, capsys):
+    assert run(["benchmark", "decode", "--out", str(tmp_path), "--quiet", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["speed"], "speed"),
+        (["decode", "--threads", "0"], "threads is 0"),
+        (["decode", "--compare-only"], "run sotr benchmark decode first"),
+        (["decode", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, capsys):
+    assert run(["benchmark", *words, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_results_are_named(tiny, tmp_path):
+    report = benchmark("decode", out=str(tmp_path), quiet=True)
+    path = tmp_path / f"{report.machine.kind}.json"
+    path.write_text("[")
+    with pytest.raises(SOTRError, match="delete it"):
+        reports.compare(report, tmp_path)
