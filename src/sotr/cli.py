@@ -42,6 +42,7 @@ COMMANDS = {
     "export": Command(
         "sotr.export", "write a model for ONNX Runtime or OpenVINO", positional=("model",), extra="export"
     ),
+    "pre-annotate": Command("sotr.labelling", "turn predictions into Label Studio tasks to correct"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
 }

@@ -23,7 +23,7 @@ from sotr.export.write import write_openvino
 from sotr.instances import Instances
 from sotr.model import Segmenter
 from sotr.network import SOTR
-from tests.export.conftest import MAX_OBJECTS, discs
+from tests.scenes import discs
 
 PICTURES = {
     "square": discs(160, 160, 5),
@@ -52,9 +52,9 @@ def test_onnx_equals_pytorch(exported: ExportedSegmenter, nuclei: Segmenter, nam
     if name == "nothing":
         assert len(expected) == 0
     elif name == "too many":
-        assert len(expected) == MAX_OBJECTS
+        assert len(expected) == 12
     else:
-        assert 0 < len(expected) < MAX_OBJECTS
+        assert 0 < len(expected) < 12
 
 
 def test_a_batch_of_all_shapes_equals_pytorch(exported: ExportedSegmenter, nuclei: Segmenter) -> None:
@@ -95,7 +95,7 @@ def test_score_and_max_objects_narrow(exported: ExportedSegmenter, nuclei: Segme
     with pytest.raises(SOTRError, match=r"score is 0\.01, but nuclei was exported for scores from 0\.05; export it"):
         exported.predict([], score=0.01)
     with pytest.raises(SOTRError, match="max_objects is 13, but nuclei was exported for 12; export it again with"):
-        exported.predict([], max_objects=MAX_OBJECTS + 1)
+        exported.predict([], max_objects=13)
     with pytest.raises(SOTRError, match="score is 2; it must lie in"):
         exported.predict([], score=2)
 
