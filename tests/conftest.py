@@ -2,13 +2,18 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
+
+if TYPE_CHECKING:
+    from sotr.export import ExportedSegmenter
+    from sotr.model import Segmenter
 
 CATEGORIES = [{"id": 90, "name": "bar"}, {"id": 3, "name": "disc"}, {"id": 17, "name": "box"}]
 COLORS = {3: (220, 60, 50), 17: (60, 190, 80), 90: (70, 90, 230)}
@@ -99,3 +104,30 @@ def _shape(rng: np.random.Generator, category_id: int, height: int, width: int) 
 
 def _box(cx: int, cy: int, half: int) -> list[float]:
     return [float(v) for v in (cx - half, cy - half, cx + half, cy - half, cx + half, cy + half, cx - half, cy + half)]
+
+
+@pytest.fixture(scope="session")
+def nuclei() -> "Segmenter":
+    """The bundled model, for small pictures and at most twelve objects."""
+    from sotr.model import Segmenter, load
+
+    model = load("nuclei")
+    model.network.config = replace(model.config, image_size=160, max_image_size=256)
+    options = replace(model.decode_options, max_objects=12, max_candidates=60, max_nms=50)
+    return Segmenter(model.network, model.class_names, model.category_ids, options, "nuclei")
+
+
+@pytest.fixture(scope="session")
+def onnx_path(nuclei: "Segmenter", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `sotr export` makes of it, not to be changed by tests: exporting takes seconds."""
+    from sotr.export import export
+
+    return export(nuclei, out=tmp_path_factory.mktemp("exported") / "nuclei.onnx", quiet=True)
+
+
+@pytest.fixture(scope="session")
+def exported(onnx_path: Path) -> "ExportedSegmenter":
+    """That file, opened."""
+    from sotr.export import ExportedSegmenter
+
+    return ExportedSegmenter.load_file(onnx_path)

@@ -5,10 +5,12 @@ import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -190,11 +192,37 @@ def test_the_hub_interface_writes_the_same_folder(segmenter: Segmenter, tmp_path
     segmenter.save_pretrained(tmp_path / "hub")
     again = Segmenter.from_pretrained(tmp_path / "hub")
     assert same(again.predict(picture), segmenter.predict(picture))
-    assert (tmp_path / "hub" / "README.md").read_text() == "# A card\n"
     Segmenter(segmenter.network, ["a", "b", "c"], [1, 2, 3]).save_pretrained(tmp_path / "no card")
-    card = (tmp_path / "no card" / "README.md").read_text()
-    assert "library_name: sotr" in card
-    assert "sotr.load(" in card
+    cards = [ModelCard.load(tmp_path / folder / "README.md") for folder in ("hub", "no card")]
+    assert [card.data.library_name for card in cards] == ["sotr", "sotr"]
+    assert [card.data.pipeline_tag for card in cards] == ["image-segmentation"] * 2
+    assert cards[0].text.strip() == "# A card"
+    assert "a, b, c" in cards[1].text
+    assert "sotr.load(" in cards[1].text
+    again.save_pretrained(tmp_path / "hub 2")
+    assert (tmp_path / "hub 2" / "README.md").read_text() == (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_publishing_sends_the_folder(
+    segmenter: Segmenter, tmp_path: Path, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what goes over the network is replaced: what would be uploaded is what `load` gets back."""
+    hub = tmp_path / "hub"
+
+    def upload(api: HfApi, *, repo_id: str, folder_path: Path, **options: object) -> str:
+        shutil.copytree(folder_path, hub / repo_id)
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr(model_module, "snapshot_download", lambda repo_id, **options: str(hub / repo_id))
+    assert segmenter.push_to_hub("someone/pets") == "https://hub/someone/pets"
+    published = hub / "someone" / "pets"
+    assert sorted(path.name for path in published.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    monkeypatch.chdir(tmp_path)
+    for loaded in (load("someone/pets"), Segmenter.from_pretrained("someone/pets")):
+        assert loaded.name == "someone/pets"
+        assert same(loaded.predict(picture), segmenter.predict(picture))
 
 
 def test_a_failed_save_leaves_the_old_folder(

@@ -45,6 +45,7 @@ COMMANDS = {
         "sotr.export", "write a model for ONNX Runtime or OpenVINO", positional=("model",), extra="export"
     ),
     "serve": Command("sotr.serving", "serve a model over HTTP, with a page to try it", extra="serve"),
+    "pre-annotate": Command("sotr.labelling", "turn predictions into Label Studio tasks to correct"),
     "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "reproduce": Command("sotr.reproduction", "train and measure the rows of the paper's Tables 1 to 5", extra="train"),
     "explain": Command("sotr.explanation", "draw mask features, class scores and attention inside a model"),

@@ -18,6 +18,7 @@ from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
 from sotr.errors import SOTRError
+from sotr.hub_card import hub_card
 from sotr.instances import Instances
 from sotr.model_files import (
     CARD_FILE,
@@ -35,15 +36,6 @@ BUNDLED_MODELS = Path(__file__).parent / "weights"
 """Model folders that travel with the package, one per name."""
 
 
-HUB_CARD = """---
-{{ card_data }}
----
-
-An instance segmentation model made with SOTR. In Python: `sotr.load("ORGANISATION/NAME").predict("picture.png")`.
-"""
-"""README.md of a published model that has no card of its own."""
-
-
 class Prepared(NamedTuple):
     """A picture as the network takes it; made by `Segmenter.prepare`."""
 
@@ -53,14 +45,7 @@ class Prepared(NamedTuple):
     """(H, W) of the upright picture in pixels, the size of its results."""
 
 
-class Segmenter(
-    Predictor[Prepared],
-    ModelHubMixin,
-    model_card_template=HUB_CARD,
-    library_name="sotr",
-    pipeline_tag="image-segmentation",
-    tags=["instance-segmentation"],
-):
+class Segmenter(Predictor[Prepared], ModelHubMixin):
     """A network with all it takes to segment pictures. Get one from `sotr.load`.
 
     `push_to_hub("org/name")` publishes it; `sotr.load("org/name")` gets it back.
@@ -192,7 +177,7 @@ class Segmenter(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # What huggingface_hub's save_pretrained and push_to_hub call.
-        self.save(save_directory)
+        self.save(save_directory, card=hub_card(self))
 
 
 def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:

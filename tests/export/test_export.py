@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import sotr
 from sotr.cli import run
@@ -19,18 +20,19 @@ from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export import ExportedSegmenter, export
 from sotr.export.description import METADATA_KEY, ExportDescription
+from sotr.export.int8 import quantized
 from sotr.export.write import write_openvino
 from sotr.instances import Instances
 from sotr.model import Segmenter
 from sotr.network import SOTR
-from tests.export.conftest import MAX_OBJECTS, discs
+from tests.scenes import discs
 
 PICTURES = {
     "square": discs(160, 160, 5),
     "wide, shrunk": discs(200, 420, 8, seed=1),
     "tall, enlarged": discs(150, 70, 3, seed=2),
     "nothing": np.full((96, 120, 3), 18, np.uint8),
-    "too many": discs(256, 256, 60, seed=3),
+    "too many": discs(160, 224, 30, seed=3),
 }
 
 
@@ -52,9 +54,9 @@ def test_onnx_equals_pytorch(exported: ExportedSegmenter, nuclei: Segmenter, nam
     if name == "nothing":
         assert len(expected) == 0
     elif name == "too many":
-        assert len(expected) == MAX_OBJECTS
+        assert len(expected) == 12
     else:
-        assert 0 < len(expected) < MAX_OBJECTS
+        assert 0 < len(expected) < 12
 
 
 def test_a_batch_of_all_shapes_equals_pytorch(exported: ExportedSegmenter, nuclei: Segmenter) -> None:
@@ -87,6 +89,22 @@ def test_openvino_equals_pytorch(onnx_path: Path, nuclei: Segmenter, tmp_path: P
         sotr.load(tmp_path / "nuclei.xml")
 
 
+def test_8_bit_convolutions(onnx_path: Path, nuclei: Segmenter, tmp_path: Path) -> None:
+    """Smaller, close to the exact model, and itself."""
+    for number in range(3):
+        Image.fromarray(discs(160, 160, 6, seed=10 + number)).save(tmp_path / f"{number}.png")
+    content = quantized(onnx_path.read_bytes(), sorted(tmp_path.glob("*.png")))
+    assert len(content) < 0.4 * onnx_path.stat().st_size
+    (tmp_path / "int8.onnx").write_bytes(content)
+    model = sotr.load(tmp_path / "int8.onnx")
+    assert isinstance(model, ExportedSegmenter)
+    found, expected = model.predict(PICTURES["square"], score=0.5), nuclei.predict(PICTURES["square"], score=0.3)
+    assert len(found) > 0
+    overlaps = [(expected.masks_IHW & mask).sum((1, 2)).max() / mask.sum() for mask in found.masks_IHW]
+    assert min(overlaps) > 0.7
+    assert found.scores_I.tolist() != expected.scores_I[: len(found)].tolist()
+
+
 def test_score_and_max_objects_narrow(exported: ExportedSegmenter, nuclei: Segmenter) -> None:
     found = nuclei.predict(PICTURES["square"])
     middle = float(np.median(found.scores_I))
@@ -95,7 +113,7 @@ def test_score_and_max_objects_narrow(exported: ExportedSegmenter, nuclei: Segme
     with pytest.raises(SOTRError, match=r"score is 0\.01, but nuclei was exported for scores from 0\.05; export it"):
         exported.predict([], score=0.01)
     with pytest.raises(SOTRError, match="max_objects is 13, but nuclei was exported for 12; export it again with"):
-        exported.predict([], max_objects=MAX_OBJECTS + 1)
+        exported.predict([], max_objects=13)
     with pytest.raises(SOTRError, match="score is 2; it must lie in"):
         exported.predict([], score=2)
 
@@ -198,6 +216,8 @@ def test_evaluation_of_an_exported_file(exported: ExportedSegmenter, onnx_path: 
         (["--max-objects", "0"], "max_objects is 0"),
         (["no-such-model"], "there is no model 'no-such-model'"),
         (["other.onnx"], "other.onnx is a file; give the folder"),
+        (["--int8", "no-such-folder"], "no-such-folder: no such file or folder"),
+        (["--int8", ".", "--raw"], "int8 is for the format onnx with decoding inside"),
     ],
 )
 def test_bad_requests_are_one_line(

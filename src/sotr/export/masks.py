@@ -85,4 +85,5 @@ def _rle(map_hw: NDArray[np.float32], level: float, rows: _Axis, columns: _Axis)
     if not len(changes):
         return None
     counts = np.diff(changes + new_columns.start * height, prepend=0, append=height * width)
-    return {"size": [height, width], "counts": counts.tolist()}
+    # Nothing comes after a mask that holds the last pixel.
+    return {"size": [height, width], "counts": counts[: None if counts[-1] else -1].tolist()}

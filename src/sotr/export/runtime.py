@@ -112,13 +112,8 @@ class ExportedSegmenter(Predictor[Prepared]):
     ) -> list[Instances]:
         """See `Predictor`."""
         options = self.options_for(score, max_objects)
-        height, width = (
-            math.ceil(max(prepared.input_3hw.shape[d] for prepared in batch) / INPUT_DIVISOR) * INPUT_DIVISOR
-            for d in (1, 2)
-        )
-        images_B3HW = np.zeros((len(batch), 3, height, width), np.float32)
-        for image_3HW, (input_3hw, _) in zip(images_B3HW, batch, strict=True):
-            image_3HW[:, : input_3hw.shape[1], : input_3hw.shape[2]] = input_3hw
+        images_B3HW = pad_batch(batch)
+        height, width = images_B3HW.shape[2:]
         scores_BI, labels_BI, logits_BIhw, count_B = self._graph(images_B3HW)
         results = []
         for b, (input_3hw, original_size) in enumerate(batch):
@@ -139,6 +134,18 @@ class ExportedSegmenter(Predictor[Prepared]):
                 )
             )
         return results
+
+
+def pad_batch(batch: Sequence[Prepared]) -> NDArray[np.float32]:
+    """Input of the graph, B x 3 x H x W, padded like `sotr.data.pad_batch`."""
+    height, width = (
+        math.ceil(max(prepared.input_3hw.shape[d] for prepared in batch) / INPUT_DIVISOR) * INPUT_DIVISOR
+        for d in (1, 2)
+    )
+    images_B3HW = np.zeros((len(batch), 3, height, width), np.float32)
+    for image_3HW, (input_3hw, _) in zip(images_B3HW, batch, strict=True):
+        image_3HW[:, : input_3hw.shape[1], : input_3hw.shape[2]] = input_3hw
+    return images_B3HW
 
 
 def _open_onnx(path: Path, device: str) -> tuple[Graph, str | None, str]:
