@@ -101,7 +101,9 @@ def test_the_pointer_finds_objects(page: Page, expected: Instances) -> None:
         rows, columns = np.nonzero(mask_hw)
         middle = np.argmin(np.hypot(rows - rows.mean(), columns - columns.mean()))
         place = (x + columns[middle] + 0.5, y + rows[middle] + 0.5)
-        page.page.mouse.move(bounds["x"] + place[0] * bounds["width"] / 512, bounds["y"] + place[1] * bounds["height"] / 384)
+        page.page.mouse.move(
+            bounds["x"] + place[0] * bounds["width"] / 512, bounds["y"] + place[1] * bounds["height"] / 384
+        )
         area = f"{expected.areas_I[i]:,}"
         assert page.text("#tip") == f"nucleus, score {expected.scores_I[i]:.2f}, area {area} px"
     page.page.mouse.move(2, 2)
@@ -186,7 +188,10 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
     alert = page.page.get_by_role("alert")
     page.choose("notes.txt", b"not a picture", "text/plain")
     alert.wait_for()
-    assert page.text("#problem-text") == "“notes.txt” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again."
+    assert (
+        page.text("#problem-text")
+        == "“notes.txt” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again."
+    )
     assert page.text("#count") == count
     page.page.get_by_role("button", name="Dismiss this message").click()
     assert alert.is_hidden()
@@ -211,7 +216,9 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
     assert server.alive()
 
 
-def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(page: Page, sample: bytes, expected: Instances) -> None:
+def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(
+    page: Page, sample: bytes, expected: Instances
+) -> None:
     """A 16-bit TIFF, whose picture comes from the server; and a file by drop and by the clipboard."""
     grey = np.asarray(Image.open(io.BytesIO(sample)).convert("L")).astype(np.uint16) * 16
     buffer = io.BytesIO()

@@ -65,7 +65,7 @@ async def read_picture(request: Request, limits: Limits) -> bytes:
     if kind == "multipart/form-data":
         return await _from_form(request, limits)
     if kind != "application/octet-stream" and not kind.startswith("image/"):
-        raise RequestError(415, "wrong_content_type", f"Content-Type is {kind[:80]!r}; {HOW_TO}", close=True)
+        raise RequestError(415, "wrong_content_type", f"Content-Type is {kind[:80]!r}; {HOW_TO}")
     body = bytearray()
     async with aclosing(_chunks(request, limits.max_bytes)) as chunks:
         async for chunk in chunks:
@@ -82,7 +82,7 @@ async def _from_form(request: Request, limits: Limits) -> bytes:
             form = await parser.parse()
         except MultiPartException as error:
             message = f"the form cannot be read: {error.message.rstrip('.')}; send one picture, as field '{FIELD}'"
-            raise RequestError(400, "bad_form", message, close=True) from None
+            raise RequestError(400, "bad_form", message) from None
     try:
         part = form.get(FIELD)
         if part is None:
@@ -107,7 +107,7 @@ async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
     """The body piece by piece; counted, because a client's Content-Length need not be there, nor be true."""
     too_large = RequestError(
         413, "body_too_large", f"the picture's file is larger than this server's limit of {_megabytes(max_bytes)}; "
-        "shrink it, or save it as JPEG", close=True,
+        "shrink it, or save it as JPEG"
     )  # fmt: skip
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > max_bytes + overhead:
@@ -122,7 +122,7 @@ async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
                 return
             except TimeoutError:
                 message = f"nothing of the picture came for {PAUSE:.0f} s; send it again"
-                raise RequestError(408, "too_slow", message, close=True) from None
+                raise RequestError(408, "too_slow", message) from None
             received += len(chunk)
             if received > max_bytes + overhead:
                 raise too_large

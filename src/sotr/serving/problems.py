@@ -22,16 +22,13 @@ class RequestError(Exception):
         code: names the kind of error, for programs.
         message: one line that names what is wrong and the remedy, for people.
         headers: further headers of the answer.
-        close: end the connection, because the request's body has not been read to its end.
     """
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: dict[str, str] | None = None, close: bool = False
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
-        self.headers = (headers or {}) | ({"Connection": "close"} if close else {})
+        self.headers = headers
 
     @classmethod
     def of_picture(cls, error: SOTRError) -> "RequestError":
@@ -79,8 +76,7 @@ async def _invalid_setting(_: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     name = str(first["loc"][-1])
     message = f"{name} is {str(first.get('input'))[:50]!r}; {str(first['msg']).lower()}; /docs lists the settings"
-    # The body has not been looked at.
-    return problem_response(422, "invalid_setting", message, {"Connection": "close"})
+    return problem_response(422, "invalid_setting", message)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -90,7 +86,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         405: ("method_not_allowed", f"{request.method} is not possible here; /docs lists what is"),
     }
     code, message = texts.get(error.status_code, ("bad_request", str(error.detail)))
-    return problem_response(error.status_code, code, message, {**(error.headers or {}), "Connection": "close"})
+    return problem_response(error.status_code, code, message, dict(error.headers or {}))
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

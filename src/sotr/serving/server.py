@@ -25,6 +25,10 @@ from sotr.serving.sample import draw_sample
 MAX_CONNECTIONS = 512
 """Open connections, idle ones included; further ones are closed at once."""
 
+LINGER = 5.0
+"""Seconds for which the rest of a refused picture is read and thrown away: closing at once would destroy the answer on
+its way to a client that is still sending."""
+
 LOOPBACK = ("localhost", "::1")
 
 _HEADERS = [("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer")]
@@ -138,8 +142,8 @@ def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
 def _guarded_protocol(timeout: float) -> type[H11Protocol]:
     """uvicorn's HTTP/1.1 for clients that are slow, many or broken.
 
-    uvicorn itself waits without end for a request's head, and for a client to take its answer. Here a connection that
-    spends `timeout` seconds without a request at work is cut.
+    uvicorn itself waits without end for a request's head, for a client to take its answer, and for one to finish
+    sending what was refused. Here a connection that spends `timeout` or `LINGER` seconds so is cut.
     """
 
     class GuardedProtocol(H11Protocol):
@@ -174,7 +178,8 @@ def _guarded_protocol(timeout: float) -> type[H11Protocol]:
             if self.cycle is not None and not self.cycle.response_complete:
                 self._unwatch()
             elif self._cut is None:
-                self._cut = self.loop.call_later(timeout, self.transport.abort)
+                refused = self.cycle is not None and self.cycle.more_body
+                self._cut = self.loop.call_later(LINGER if refused else timeout, self.transport.abort)
 
         def _unwatch(self) -> None:
             if self._cut is not None:

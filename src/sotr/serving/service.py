@@ -114,7 +114,7 @@ class Service:
             except TimeoutError:
                 limit = f"within the {self.limits.timeout:g} s that this server allows; send a smaller one"
                 if body is None:
-                    raise RequestError(408, "too_slow", f"the picture did not come {limit}", close=True) from None
+                    raise RequestError(408, "too_slow", f"the picture did not come {limit}") from None
                 raise RequestError(504, "timeout", f"the picture could not be handled {limit}") from None
 
     @contextmanager
@@ -124,7 +124,7 @@ class Service:
             self.metrics.shed.inc()
             seconds = math.ceil(min(60.0, self._usual_seconds))
             message = f"the server is busy with {self._active} requests; try again in {seconds} s"
-            raise RequestError(503, "busy", message, {"Retry-After": str(seconds)}, close=True)
+            raise RequestError(503, "busy", message, {"Retry-After": str(seconds)})
         self._active += 1
         self.metrics.in_flight.inc()
         loop = asyncio.get_running_loop()
@@ -167,7 +167,7 @@ async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise RequestError(499, "client_gone", "the client has hung up", close=True)
+            raise RequestError(499, "client_gone", "the client has hung up")
         return working.result()
     finally:
         working.cancel()
