@@ -68,7 +68,7 @@ def one_piece_each(labels_HW: NDArray[np.int64]) -> NDArray[np.int64]:
     return pieces
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(scenes(), st.integers(32, 130), st.floats(0.01, 0.5))
 def test_objects_come_back_exactly(labels_HW: NDArray[np.int64], tile: int, overlap: float) -> None:
     assert_recovered(labels_HW, tile, overlap)
