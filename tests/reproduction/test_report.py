@@ -38,5 +38,5 @@ def test_numbers_are_percent_with_their_spread() -> None:
         line for line in table_markdown(TABLES[1], results([0.3, 0.4], [0.1]), 2, "").splitlines() if "101" in line
     )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:9] == ["2", "35.0 ± 7.1", "50.0 ± 0.0", "50.0 ± 0.0", "50.0 ± 0.0", "50.0 ± 0.0", "-"]
+    assert cells[2:9] == ["0, 1", "35.0 ± 7.1", "50.0 ± 0.0", "50.0 ± 0.0", "50.0 ± 0.0", "50.0 ± 0.0", "-"]
     assert cells[-4:] == ["40.2", "10.3", "59", "73"]

@@ -41,12 +41,12 @@ def table_markdown(table: Table, results: Mapping[str, RowResults], seeds: int, 
     if done < wanted:
         lines += ["", f"**Unfinished: {done} of {wanted} runs.** The same command goes on."]
     paper_columns = [name for name in (*METRICS, "ms", "memory") if any(name in row.paper for row in table.rows)]
-    header = ["row", "settings", "runs", *METRICS, "parameters", "GMAC", "memory (MB)", "ms"]
+    header = ["row", "settings", "seeds", *METRICS, "parameters", "GMAC", "memory (MB)", "ms"]
     header += [f"paper: {name}" for name in paper_columns]
     lines += ["", _line(header), _line(["---", "---", *["---:"] * (len(header) - 2)])]
     for row in table.rows:
         found = results[row.name]
-        cells = [row.label, _settings(found), str(len(found.metrics))]
+        cells = [row.label, _settings(found), ", ".join(map(str, found.metrics)) or "-"]
         cells += [_mean_and_spread([metrics[name] for metrics in found.metrics.values()]) for name in METRICS]
         cells += _costs(found.costs)
         cells += [f"{row.paper[name]:g}" if name in row.paper else "-" for name in paper_columns]
@@ -123,12 +123,12 @@ def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
 
 
 NOTES = """\
-AP in percent, mean ± standard deviation over the runs (their seeds are 0, 1 and so on); differences ± their standard
-error, from the deviation of runs around their row's mean, pooled over the table. "Within noise" is a difference of less
-than two such errors. Parameters and GMAC as `sotr info` counts them (1 MAC is one multiplication with its addition) for
-the input of a training batch. Memory is that of one training step{batch} in float32: on CUDA the peak that was
-allocated, elsewhere parameters, gradients and what the forward pass keeps for the backward pass. ms is the median time
-from a loaded picture to its objects, one at a time. The paper's AP_S, AP_M and AP_L come, it seems, from areas of
-all-zero boxes and are not comparable; ours are those of the masks.
+AP in percent, mean ± standard deviation over the seeds. Differences ± their standard error, from the deviation of runs
+around their row's mean, pooled over the table; "within noise" are those of less than two such errors. Parameters and GMAC
+as `sotr info` counts them (1 MAC is one multiplication with its addition) for the input of a training batch. Memory is
+that of one training step{batch} in float32: on CUDA the peak that was allocated, elsewhere parameters, gradients and
+what the forward pass keeps for the backward pass. ms is the median time from a loaded picture to its objects, one at a
+time. The paper's AP_S, AP_M and AP_L come, it seems, from areas of all-zero boxes and are not comparable; ours are
+those of the masks.
 """
 """What the columns mean; {batch} says of how many pictures."""
