@@ -2,6 +2,8 @@
 # make test    install what is needed, then run the tests
 # make check   lint, format and types
 # make format  rewrite the code in the agreed format
+# make bench   measure speed and memory, some minutes per benchmark: BENCH="inference decode" chooses, QUICK= takes longer
+# make bench-compare   show ratios to the results in benchmarks/results instead
 # make clean   remove the environment and everything generated
 #
 # Needs nothing but python3 (3.11 or later), make and git. VENV=folder and PYTHON=interpreter choose others.
@@ -17,7 +19,10 @@ DEMO_OUT ?= predictions/demo
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check format clean
+BENCH ?= decode data evaluate attention inference train
+QUICK ?= --quick
+
+.PHONY: install demo test check format bench bench-compare clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -44,6 +49,12 @@ check: $(STAMP)
 format: $(STAMP)
 	@$(BIN)/ruff check --fix src tests
 	@$(BIN)/ruff format src tests
+
+bench: $(STAMP)
+	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) || exit; done
+
+bench-compare: $(STAMP)
+	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) --compare-only || exit; done
 
 clean:
 	rm -rf $(VENV) build dist predictions .mypy_cache .pytest_cache .ruff_cache .hypothesis

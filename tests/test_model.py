@@ -1,5 +1,6 @@
 """Model folders: written, read back, refused; and prediction with them."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -400,3 +401,20 @@ def test_public_names() -> None:
     assert sotr.__version__.count(".") >= 1
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = sotr.nonsense
+
+
+def test_prediction_follows_changes_of_the_network(saved, picture):
+    """Prediction uses a prepared copy: it must not outlive the weights it was made of."""
+    segmenter = load(saved)
+    before = segmenter.predict(picture)
+    prepared = segmenter.inference_network()
+    assert prepared is segmenter.inference_network()
+    assert prepared is not segmenter.network
+    copied = copy.deepcopy(segmenter)
+    with torch.no_grad():
+        segmenter.network.class_head.bias -= 20.0
+    assert len(before) > 0
+    assert len(segmenter.predict(picture)) == 0
+    assert copied.predict(picture).rles == before.rles
+    segmenter.network.load_state_dict(copied.network.state_dict())
+    assert segmenter.predict(picture).rles == before.rles

@@ -7,7 +7,7 @@ usually `README.md`, the model card. Nothing else is needed to use it, and nothi
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -94,6 +94,10 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         self.network = network.eval().to(self.device)
         self._prepared: tuple[list[tuple[int, int]], SOTR] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The prepared network is made of what no copy can be made of, and is made anew where it is needed.
+        return self.__dict__ | {"_prepared": None}
+
     def __repr__(self) -> str:
         parameters = sum(tensor.numel() for tensor in self.network.parameters()) / 1e6
         return f"Segmenter({self.name!r}, {len(self.class_names)} classes, {parameters:.1f}M parameters, {self.device})"
@@ -123,7 +127,9 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
 
     def inference_network(self) -> SOTR:
         """A copy of the network that predicts the same in less time, made anew when the network's tensors change."""
-        state = [(tensor.data_ptr(), tensor._version) for tensor in self.network.state_dict().values()]
+        tensors = self.network.state_dict().values()
+        # What was made in inference mode counts no versions, for it cannot be changed outside it.
+        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
         if self._prepared is None or self._prepared[0] != state:
             self._prepared = state, prepare_for_inference(self.network)
         return self._prepared[1]

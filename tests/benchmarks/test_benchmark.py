@@ -80,6 +80,10 @@ def test_attention():
     for side in attention.SIDES:
         assert saved["grids", side] == pytest.approx(saved["4 x 4", side] + saved["3 x 5", side], rel=0.01)
     assert len(findings) == 2
+    levels, ratios = attention.together([(1, 4, 4), (1, 3, 5)], (1, 2), CPU, FLOAT, 1, str)
+    cases, sides = ["all levels, batch 1", "all levels, batch 2"], ["level by level", "levels together"]
+    check(levels, cases, sides, ["forward", "step"])
+    assert len(ratios) == 4
 
 
 def test_saved_bytes_are_those_that_the_backward_pass_reads():

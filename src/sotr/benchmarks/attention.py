@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sotr.benchmarks.measure import Parts, Stopwatch, alternate
 from sotr.benchmarks.report import Row, timed
 from sotr.config import SOTRConfig
-from sotr.network.transformer import LAYERS
+from sotr.network.transformer import LAYERS, join
 from sotr.training.module import attention_for
 
 WHAT = (
@@ -45,7 +45,8 @@ def attention(
     doubled = [(2 * height, 2 * width) for height, width in GRIDS]
     stacks = {"paper's grids": GRIDS, "doubled grids": doubled}
     more, findings = table_3(stacks, device, dtype, 2 if quick else 5, on_run)
-    return rows + more, growth(rows) + findings
+    levels, ratios = together([(1, *shape) for shape in GRIDS], (1, 8), device, dtype, 3 if quick else 7, on_run)
+    return rows + more + levels, growth(rows) + findings + ratios
 
 
 def sizes(
@@ -83,6 +84,52 @@ def table_3(
                 f"{_ratio(twin, other, 'saved_mib')} of the saved memory of a layer {side}; so do twelve of them."
             )
     return rows, findings
+
+
+def together(
+    shapes: Sequence[tuple[int, int, int]],
+    batches: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    on_run: Callable[[str], object],
+) -> tuple[list[Row], list[str]]:
+    """A hybrid twin layer over all levels, one after the other and at once."""
+    torch.manual_seed(0)
+    config = SOTRConfig()
+    layer = LAYERS["hybrid_twin"](config.width, config.heads, config.mlp_ratio).to(device)
+    rows: list[Row] = []
+    findings = []
+    for batch in batches:
+        own = [(batch, *shape[1:]) for shape in shapes]
+        maps = [torch.randn(*shape, config.width, device=device) for shape in own]
+        tokens = join(maps)
+        sides = {
+            "level by level": partial(_forward_and_step, lambda m=maps: [layer(each) for each in m], device, dtype),
+            "levels together": partial(
+                _forward_and_step, lambda t=tokens, s=own: [layer.together(t, s)], device, dtype
+            ),
+        }
+        case = f"all levels, batch {batch}"
+        times = alternate(sides, runs, lambda name, case=case: on_run(f"{case} {name}"))
+        rows += [timed(case, side, part, times[side][part]) for side in sides for part in ("forward", "step")]
+        findings += [
+            f"{case}: {part} of the levels together takes "
+            f"{times['levels together'][part].median / times['level by level'][part].median:.2f} times as long."
+            for part in ("forward", "step")
+        ]
+    return rows, findings
+
+
+def _forward_and_step(work: Callable[[], Sequence[Tensor]], device: torch.device, dtype: torch.dtype) -> Parts:
+    watch = Stopwatch(device)
+    with attention_for(device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad():
+            work()
+        watch.lap("forward")
+        torch.stack([each.float().sum() for each in work()]).sum().backward()
+    watch.lap("step")
+    return watch.parts
 
 
 def _ratio(row: Row, other: Row, column: str) -> str:

@@ -42,11 +42,12 @@ def measure(
     works = {(scene, count): _work(scene, count, size, device, dtype) for scene in SCENES for count in candidates}
     times = alternate({f"{scene}, {count}": work for (scene, count), work in works.items()}, runs, on_run)
     rows = []
+    memory = memory and device.type == "cpu"
+    bases = {scene: peak_memory(_predictions, scene, 1, size, device, dtype) if memory else 0.0 for scene in SCENES}
     for scene, count in works:
         peak = None
-        if memory and device.type == "cpu":
-            base = peak_memory(_predictions, scene, count, size, device, dtype)
-            peak = round(max(0.0, peak_memory(_once, scene, count, size, device, dtype) - base))
+        if memory:
+            peak = round(max(0.0, peak_memory(_once, scene, count, size, device, dtype) - bases[scene]))
         rows.append(timed(scene, f"{count} candidates", "total", times[f"{scene}, {count}"]["total"], peak_mib=peak))
     return rows, []
 

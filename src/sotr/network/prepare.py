@@ -86,7 +86,9 @@ def fold_batch_norms(body: fx.GraphModule) -> None:
     for node in list(body.graph.nodes):
         conv_node = node.args[0] if node.args else None
         norm, conv = _layer(body, node), _layer(body, conv_node)
-        if type(norm) is not nn.BatchNorm2d or not isinstance(conv, nn.Conv2d) or _follower(conv_node) is not node:
+        if type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
+            continue
+        if not isinstance(conv, nn.Conv2d) or _follower(conv_node) is not node:
             continue
         body.set_submodule(conv_node.target, fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(conv_node)
