@@ -2,7 +2,6 @@
 
 from sotr.data.batches import (
     Batch,
-    EpochSampler,
     EvalBatch,
     EvalDataset,
     TrainDataset,
@@ -12,6 +11,7 @@ from sotr.data.batches import (
 )
 from sotr.data.coco import CocoDataset, Record, Splits, find_data, load_coco
 from sotr.data.images import MAX_PIXELS, list_images, load_image
+from sotr.data.sampling import EpochSampler
 from sotr.data.transforms import MEAN, STD, Augmentation, augment, pad_batch, preprocess, resized_size
 
 __all__ = [

@@ -155,14 +155,16 @@ def detect(
     batch_size: int = 1,
     workers: int = 0,
     on_pictures: Callable[[int], object] = lambda count: None,
+    pictures: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO results of a model on all pictures of a data set.
+    """COCO results of a model on pictures of a data set.
 
     Args:
         category_ids: of each of the model's classes, as `match_classes` gives them; detections of `UNKNOWN_CLASS`
             are left out.
         max_dets: objects per picture.
         on_pictures: told the number of pictures of each batch when it is done.
+        pictures: positions of the pictures in the data set; default all.
     """
     # More candidates than objects, for Matrix NMS will weed some out.
     options = segmenter.decode_options.with_max_objects(max_dets)
@@ -172,6 +174,7 @@ def detect(
         batch_size=batch_size,
         workers=workers,
         pin_memory=segmenter.device.type == "cuda",
+        pictures=pictures,
     )
     results: list[dict[str, Any]] = []
     for batch in loader:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +41,19 @@ class LossOptions:
             raise SOTRError(f"points is {self.points}; give a number of points per object, or 0 for all pixels")
 
 
+class Normalisers(NamedTuple):
+    """What the summed losses are divided by, where that is not counted in their own batch alone: scalars."""
+
+    class_cells: Tensor
+    masks: Tensor
+
+
 def sotr_losses(
-    predictions: DensePredictions, targets: Sequence[Targets], assignment: Assignment, options: LossOptions
+    predictions: DensePredictions,
+    targets: Sequence[Targets],
+    assignment: Assignment,
+    options: LossOptions,
+    normalisers: Normalisers | None = None,
 ) -> dict[str, Tensor]:
     """The two weighted losses; their sum is what training minimises.
 
@@ -52,6 +64,7 @@ def sotr_losses(
         predictions: of a batch of B pictures.
         targets: the B pictures' objects, masks at stride `options.mask_stride`.
         assignment: of `targets`, on the device of the predictions.
+        normalisers: instead of the batch's own positive cells + 1 and masks (at least 1).
 
     Returns:
         `loss_class`: focal loss, summed and divided by the number of positive cells + 1.
@@ -59,12 +72,12 @@ def sotr_losses(
     """
     masks = sum(assignment.counts)
     dice = _dice_of_cells(predictions, targets, assignment, options)
-    loss_mask = dice * (options.mask_weight / max(masks, 1))
+    loss_mask = dice * (options.mask_weight / (max(masks, 1) if normalisers is None else normalisers.masks))
     if masks == 0:  # nothing to learn for masks, yet every parameter must get a gradient, of zero
         loss_mask = loss_mask + 0.0 * (predictions.kernels_BKD.sum() + predictions.mask_features_BEhw.sum()).float()
     focal = focal_loss_sum(predictions.class_logits_BKM, assignment.labels_BK, options)
     return {
-        "loss_class": focal / (assignment.positives + 1),
+        "loss_class": focal / (assignment.positives + 1 if normalisers is None else normalisers.class_cells),
         "loss_mask": loss_mask,
     }
 
