@@ -2,8 +2,8 @@
 
     python benchmarks/bulk.py --pictures 100
 
-Segments the same pictures twice: with a model that finds 30 objects at once, which leaves reading and writing, and with a
-real model. Prints pictures per second, and the processor's time per picture, which other work hardly changes.
+Segments the same pictures twice: with a model that finds 30 objects at once, which leaves reading and writing, and with
+a real model. Prints pictures per second, and the processor's time per picture, which other work hardly changes.
 """
 
 import tempfile
@@ -56,7 +56,7 @@ def main(pictures: int = 100, side: int = 256, model: str = "nuclei", device: st
             wall, processor = time.perf_counter(), time.process_time()
             sotr.predict([folder], chosen, Path(folder) / chosen.name, shards=1, batch_size=batch_size)
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            print(  # noqa: T201
+            print(
                 f"{chosen.name}: {pictures / wall:.1f} pictures per second; "
                 f"{1000 * processor / pictures:.1f} ms of processor time per picture"
             )

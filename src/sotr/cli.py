@@ -1,6 +1,7 @@
 """The command line: each command is the signature and the docstring of a public function, nothing more.
 
-Exit codes: 0 done, 1 done with failures listed, 2 bad input, 130 interrupted, 143 terminated. With SOTR_DEBUG=1 in
+Exit codes: 0 done, 1 done with failures listed, 2 bad input, 130 interrupted, 143 terminated; a training that SIGTERM
+asked to save and stop has done so with 0. With SOTR_DEBUG=1 in
 the environment errors show where they come from.
 """
 
@@ -39,7 +40,7 @@ class Command:
 
 COMMANDS = {
     "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
-    "train": Command("sotr.training", "train a model on COCO-format data", extra="train"),
+    "train": Command("sotr.training", "train a model on COCO-format data", positional=("data",), extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
     "export": Command(
         "sotr.export", "write a model for ONNX Runtime or OpenVINO", positional=("model",), extra="export"
@@ -105,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+        return int(getattr(interrupt, "exit_code", 130))
 
 
 def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any] | None]:

@@ -14,7 +14,6 @@ from sotr.config import SOTRConfig
 from sotr.data import Augmentation, CocoDataset, find_data, load_coco
 from sotr.data.batches import (
     Batch,
-    EpochSampler,
     EvalDataset,
     TrainDataset,
     collate,
@@ -128,57 +127,6 @@ def test_pin_memory(train: CocoDataset) -> None:
     assert batch.images_B3HW.is_pinned()
     assert batch.targets[0].masks_Ihw.is_pinned()
     assert batch.assignment.labels_BK.is_pinned()
-
-
-def test_sampler_shuffles_by_seed_and_epoch() -> None:
-    sampler = EpochSampler(50, seed=1)
-    first = list(sampler)
-    assert first == list(sampler)
-    assert sorted(first) == [(0, index) for index in range(50)]
-    assert first != sorted(first)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert {epoch for epoch, _ in second} == {1}
-    assert [index for _, index in second] != [index for _, index in first]
-    assert list(EpochSampler(50, seed=1, epoch=1)) == second
-    assert [i for _, i in EpochSampler(50, seed=2)] != [i for _, i in first]
-    assert list(EpochSampler(4, shuffle=False)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
-
-
-def test_sampler_position() -> None:
-    sampler = EpochSampler(10, seed=3)
-    sampler.set_epoch(2)
-    whole = list(sampler)
-    sampler.set_position(2, 4)
-    assert list(sampler) == whole[4:]
-    assert len(sampler) == 10
-    sampler.set_epoch(2)  # what a training loop announces on resume must not undo the position
-    assert list(sampler) == whole[4:]
-    sampler.set_epoch(3)
-    assert len(list(sampler)) == 10
-
-
-def test_sampler_puts_pictures_of_one_shape_side_by_side() -> None:
-    groups = np.array([0] * 9 + [1] * 6 + [2] * 4)
-    sampler = EpochSampler(19, seed=5, groups_N=groups, batch_size=4)
-    first, again = [i for _, i in sampler], [i for _, i in sampler]
-    assert first == again
-    assert sorted(first) == list(range(19))
-    batches = [set(groups[first[start : start + 4]].tolist()) for start in range(0, 16, 4)]
-    assert sum(len(batch) == 1 for batch in batches) >= 2  # 16 of 19 in batches; at most 3 per group in mixed ones
-    sampler.set_epoch(1)
-    assert [i for _, i in sampler] != first
-    sampler.set_position(0, 8)
-    assert [i for _, i in sampler] == first[8:]
-
-
-def test_rare_shapes_are_not_always_the_ones_left_out() -> None:
-    sampler = EpochSampler(11, seed=0, groups_N=np.array([0] * 8 + [7] * 3), batch_size=4)
-    trained: set[int] = set()
-    for epoch in range(40):
-        sampler.set_epoch(epoch)
-        trained.update([i for _, i in sampler][:8])  # whole batches only
-    assert trained == set(range(11))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

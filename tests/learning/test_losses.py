@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
-from sotr.learning import LossOptions, assign, losses, sotr_losses
-from sotr.learning.losses import dice_losses, focal_loss_sum
+from sotr.learning import LossOptions, assign, dice, sotr_losses
+from sotr.learning.losses import focal_loss_sum
 from sotr.network import DensePredictions
 from tests.scenes import make_targets, random_masks
 
@@ -44,19 +44,6 @@ def test_focal_loss_is_the_formula(cells, classes, seed):
                 expected += -alpha_t * (1 - p_t) ** 2 * torch.log(p_t)
     found = focal_loss_sum(logits, labels, LossOptions())
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 30), st.integers(0, 10**6))
-def test_dice_is_the_formula(count, objects, pixels, seed):
-    torch.manual_seed(seed)
-    logits, masks = torch.randn(count, pixels) * 3, torch.rand(objects, pixels)
-    index = torch.randint(0, objects, (count,))
-    found = dice_losses(logits, masks, index, masks.square().sum(1))
-    for i in range(count):
-        p, q = logits[i].double().sigmoid(), masks[index[i]].double()
-        expected = 1 - 2 * (p * q).sum() / ((p**2).sum() + (q**2).sum())
-        torch.testing.assert_close(found[i].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("mask_stride", [4, 2, 1])
@@ -105,7 +92,7 @@ def test_chunks_change_neither_losses_nor_gradients(monkeypatch):
     assignment = assign(targets, CONFIG, (64, 64))
     results = []
     for masks_at_once in (10_000, 7):
-        monkeypatch.setattr(losses, "MASKS_AT_ONCE", masks_at_once)
+        monkeypatch.setattr(dice, "CELLS_AT_ONCE", masks_at_once)
         predictions = random_predictions(1, 64, 64)
         loss = sotr_losses(predictions, targets, assignment, LossOptions())["loss_mask"]
         loss.backward()

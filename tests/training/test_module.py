@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
+from sotr.data.batches import Batch
+from sotr.learning import assign
 from sotr.network import SOTR
 from sotr.training import Recipe
-from sotr.training.callbacks import AveragedWeights
+from sotr.training.averaging import AveragedWeights
 from sotr.training.module import SOTRModule, parameter_groups
+from tests.scenes import make_targets, random_masks
 from tests.training.conftest import CONFIG
 
 
@@ -44,6 +47,7 @@ def test_parameter_groups(network: SOTR, optimizer: Any) -> None:
 def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
     recipe = Recipe(epochs=1, backbone_lr_factor=0.0)
     module = SOTRModule(SOTRConfig.from_dict(CONFIG), recipe, 1, seed=0)
+    assert not any(part.training for part in module.network.backbone.modules())  # from the first step on
     module.train()
     assert module.network.fpn.training
     assert not any(part.training for part in module.network.backbone.modules())
@@ -101,3 +105,77 @@ def test_the_average_follows_its_formula() -> None:
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
     assert not torch.equal(module.layer[0].weight, diary.weights[-1]["layer.0.weight"])
+
+
+def _batch(device: str = "cpu") -> Batch:
+    config = SOTRConfig.from_dict({**CONFIG, "num_classes": 3})
+    targets = [make_targets(random_masks(count, 64, 64, count), torch.arange(count) % 3, 4) for count in (3, 0)]
+    torch.manual_seed(0)
+    batch = Batch(
+        images_B3HW=torch.randn(2, 3, 64, 64),
+        image_ids=[1, 2],
+        file_names=["1.png", "2.png"],
+        image_sizes=[(64, 64)] * 2,
+        original_sizes=[(64, 64)] * 2,
+        targets=targets,
+        assignment=assign(targets, config, (64, 64)),
+    )
+    return batch.to(device)
+
+
+def _losses_and_gradients(compiled: bool, device: str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    config = SOTRConfig.from_dict({**CONFIG, "num_classes": 3})
+    module = SOTRModule(config, Recipe(epochs=1), 1, seed=0, compile=compiled).to(device).train()
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        losses = module.losses(_batch(device))
+    sum(losses.values()).backward()
+    gradients = {name: value.grad.cpu() for name, value in module.network.named_parameters()}
+    return {name: value.detach().cpu() for name, value in losses.items()} | gradients
+
+
+@pytest.mark.slow
+def test_compiled_steps_have_the_same_loss_and_gradients() -> None:
+    plain, compiled = (_losses_and_gradients(compiled) for compiled in (False, True))
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_the_compiled_network_is_not_in_the_state_dict_twice() -> None:
+    config = SOTRConfig.from_dict(CONFIG)
+    names = [set(SOTRModule(config, Recipe(epochs=1), 1, 0, compile=c).state_dict()) for c in (False, True)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_near_float32(dtype: torch.dtype) -> None:
+    exact, mixed = _losses_and_gradients(False), _losses_and_gradients(False, dtype=dtype)
+    for name in ("loss_class", "loss_mask"):
+        assert mixed[name].dtype == torch.float32
+        assert float(mixed[name]) == pytest.approx(float(exact[name]), rel=0.03), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_is_that_on_a_cpu(dtype: torch.dtype | None) -> None:
+    cpu, gpu = _losses_and_gradients(False), _losses_and_gradients(False, "cuda", dtype)
+    for name in ("loss_class", "loss_mask"):
+        assert float(gpu[name]) == pytest.approx(float(cpu[name]), rel=1e-3 if dtype is None else 0.03), name
+
+
+def test_frozen_batch_norms_neither_move_nor_learn() -> None:
+    module = SOTRModule(SOTRConfig.from_dict(CONFIG), Recipe(epochs=1, batch_norm="frozen"), 1, seed=0)
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
+    assert module.network.backbone.training
+
+
+def test_the_rate_keeps_pace_with_the_time() -> None:
+    recipe = Recipe(epochs=1, warmup_iterations=0)
+    module = SOTRModule(SOTRConfig.from_dict(CONFIG), recipe, 1000, seed=0)
+    assert module.lr_factor(10) == recipe.lr_factor(10, 1000)
+    module.time_fraction = 0.5  # half of the time for a hundredth of the steps
+    assert module.lr_factor(10) == recipe.lr_factor(500, 1000) == pytest.approx(0.505)
+    assert module.lr_factor(800) == recipe.lr_factor(800, 1000)

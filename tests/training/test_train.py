@@ -21,6 +21,7 @@ from sotr.evaluation import evaluate
 from sotr.training import TrainingInterrupted, TrainingSummary, train
 from sotr.training.module import SOTRModule
 from sotr.training.report import read_log
+from sotr.training.settings import seconds_of
 from tests.training.conftest import CONFIG, RECIPE
 
 Train = Callable[..., TrainingSummary]
@@ -68,7 +69,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, number: int, signal_n
     if where == "step":
         owner, name = SOTRModule, "training_step"
     else:
-        owner, name = sys.modules["sotr.training.train"]._Validation, "__call__"
+        owner, name = sys.modules["sotr.training.work"]._Validation, "__call__"
     original, calls = getattr(owner, name), 0
 
     def counted(*arguments: Any) -> Any:
@@ -94,6 +95,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
         "run.json",
         "curves.png",
         "metrics.json",
+        "report.html",
         "checkpoints/last.ckpt",
         "checkpoints/best.ckpt",
         "logs/csv/version_0/metrics.csv",
@@ -200,9 +202,9 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_signals_on_the_command_line(
-    coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str], number: int
+    coco_folder: Path, tmp_path: Path, write_yaml: Callable[..., str], number: int, code: int
 ) -> None:
     """As a terminal or a cluster sends them: to the loader workers too, which must not fall over."""
     model = write_yaml("model.yaml", CONFIG)
@@ -221,7 +223,7 @@ def test_signals_on_the_command_line(
                 break
         os.killpg(process.pid, number)
         said += process.stderr.read()
-        assert process.wait(timeout=60) == 130, said
+        assert process.wait(timeout=60) == code, said
     finally:
         process.kill()
     assert "Traceback" not in said
@@ -254,14 +256,6 @@ def test_without_average_or_validation_the_last_weights_are_saved(tiny: Train, c
     assert "current_model_state" not in last
     for name, value in load_file(summary.model / "model.safetensors").items():
         assert torch.equal(value, last["state_dict"][f"network.{name}"])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tiny: Train, tmp_path: Path) -> None:
-    with pytest.raises(
-        SOTRError, match=r"the loss became nan in step 2 with train_\d\.png, train_\d\.png, train_\d\.png"
-    ):
-        tiny(changes={"lr": 1e30, "clip_norm": 0.0})
-    assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_fine_tuning_starts_from_the_folders_weights(tiny: Train, uninterrupted: TrainingSummary) -> None:
@@ -342,6 +336,7 @@ def test_resuming_refuses_what_differs(tiny: Train, tmp_path: Path, monkeypatch:
     whole = (run / "checkpoints" / "last.ckpt").read_bytes()
     for damaged in (whole[: len(whole) // 2], b"not a checkpoint", b""):
         (run / "checkpoints" / "last.ckpt").write_bytes(damaged)
+        (run / "checkpoints" / "previous.ckpt").unlink(missing_ok=True)
         with pytest.raises(SOTRError, match=r"last\.ckpt is not a checkpoint that can be read") as caught:
             tiny(resume=True)
         assert len(str(caught.value).removeprefix(str(run))) < 200  # PyTorch has more to say
@@ -383,6 +378,13 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         ({"seed": -1}, r"seed is -1"),
         ({"seed": 2**63}, r"seed is \d+; it must be a whole number"),
         ({"workers": -1}, r"workers is -1"),
+        ({"backbone_weights": "nothing.pth"}, r"nothing\.pth: no such file; --backbone-weights takes imagenet, none"),
+        ({"early_stop": -1}, r"early_stop is -1"),
+        ({"max_time": "soon"}, r"max_time is 'soon'; give a time such as 90s"),
+        ({"devices": 0}, r"devices is 0"),
+        ({"devices": 2}, r"batch_size 3 cannot be shared out evenly to 2 devices"),
+        ({"strategy": "zero"}, r"no strategy 'zero'; choose one of auto, ddp, fsdp"),
+        ({"strategy": "fsdp"}, r"fsdp needs CUDA"),
         ({"device": "gpu7"}, r"no device 'gpu7'"),
         ({"train_json": "val.json", "val_json": "nothing.json"}, r"nothing\.json"),
     ]
@@ -390,6 +392,62 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         with pytest.raises(SOTRError, match=message):
             tiny(**arguments)
         assert not (tmp_path / "run").exists(), arguments
+
+
+def test_several_devices_need_a_named_folder(coco_folder: Path) -> None:
+    with pytest.raises(SOTRError, match=r"name it with --out"):
+        train(str(coco_folder), devices=2, device="cpu", quiet=True)
+
+
+def test_something_to_train_on_must_be_named() -> None:
+    with pytest.raises(SOTRError, match=r"nothing to train on"):
+        train(device="cpu", quiet=True)
+    with pytest.raises(SOTRError, match=r"no run to go on with; name its folder with --out"):
+        train(device="cpu", resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("45m", 2700), ("8h", 28800), ("1h30m", 5400), ("0.5h", 1800), (None, 0)]
+)
+def test_times(text: str | None, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+def test_a_run_ends_when_its_time_is_used_up_and_leaves_a_model(
+    tiny: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    moment = iter(range(10**6))
+    monkeypatch.setattr("sotr.training.callbacks.time.monotonic", lambda: float(next(moment)))
+    summary = tiny(changes={"epochs": 1000}, max_time="60s", quiet=False)
+    assert "the time is used up: stopping" in capfd.readouterr().err
+    steps = [row for row in read_log(summary.run / "logs" / "csv") if "lr" in row]
+    assert 4 < len(steps) < 60
+    # The rate has come down to a hundredth although few of the 2,000 steps were made.
+    assert min(row["lr"] for row in steps) == steps[-1]["lr"] < 0.05 * RECIPE["lr"]
+    assert max(row["lr"] for row in steps) > 0.9 * RECIPE["lr"]
+    assert summary.metrics is not None
+    assert sotr.load(summary.run).class_names == ("disc", "box", "bar")
+    assert tiny(changes={"epochs": 1000}, max_time="60s", resume=True) == summary  # nothing more to do
+
+
+def test_an_interrupted_run_gives_its_model_on_demand_and_can_go_on(
+    tiny: Train, uninterrupted: TrainingSummary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, "step", 3, signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted, match=rf"sotr train .* --out {run} --finish") as caught:
+            tiny()
+    assert caught.value.exit_code == 0
+    made = train(out=str(run), finish=True, device="cpu", quiet=True)
+    assert made.metrics is not None
+    assert made.metrics["epoch"] == 1
+    best = checkpoint(run, "best")["state_dict"]
+    for name, value in load_file(made.model / "model.safetensors").items():
+        assert torch.equal(value, best[f"network.{name}"])
+    assert json.loads((run / "metrics.json").read_text()) == made.metrics
+    resumed = train(out=str(run), resume=True, device="cpu", workers=0, quiet=True)
+    assert resumed.metrics == uninterrupted.metrics
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tiny: Train, tmp_path: Path) -> None:

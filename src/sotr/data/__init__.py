@@ -7,7 +7,6 @@ from sotr.lazy import lazy_names
 if TYPE_CHECKING:
     from sotr.data.batches import (
         Batch,
-        EpochSampler,
         EvalBatch,
         EvalDataset,
         TrainDataset,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     )
     from sotr.data.coco import CocoDataset, Record, Splits, find_data, load_coco
     from sotr.data.images import MAX_PIXELS, list_images, load_image
+    from sotr.data.sampling import EpochSampler
     from sotr.data.sizes import resized_size
     from sotr.data.transforms import MEAN, STD, Augmentation, augment, pad_batch, preprocess
 
@@ -50,7 +50,7 @@ _HOMES = {
     "Augmentation": "sotr.data.transforms",
     "Batch": "sotr.data.batches",
     "CocoDataset": "sotr.data.coco",
-    "EpochSampler": "sotr.data.batches",
+    "EpochSampler": "sotr.data.sampling",
     "EvalBatch": "sotr.data.batches",
     "EvalDataset": "sotr.data.batches",
     "MAX_PIXELS": "sotr.data.images",

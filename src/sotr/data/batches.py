@@ -2,9 +2,10 @@
 epoch is all that an exact resume needs."""
 
 import os
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Self
@@ -14,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.data.coco import CocoDataset
+from sotr.data.copy_paste import Scene, paste
 from sotr.data.images import load_image
+from sotr.data.sampling import EpochSampler, repeat_factors, shape_groups
 from sotr.data.transforms import Augmentation, Objects, augment, pad_batch, preprocess
 from sotr.errors import SOTRError
 from sotr.learning import Assignment, Targets, assign
@@ -121,7 +124,8 @@ def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
 
 
 class TrainDataset(Dataset[Sample]):
-    """Augmented training pictures; item (epoch, index) is a function of these and the seed alone.
+    """Augmented training pictures; item (epoch, index), or (epoch, index, copy) of a picture that occurs again in the
+    epoch, is a function of these and the seed alone.
 
     Crowds and objects without pixels are left out.
     """
@@ -136,23 +140,28 @@ class TrainDataset(Dataset[Sample]):
             )
         self.coco, self.config, self.augmentation = coco, config, augmentation
         self.mask_stride, self.seed = mask_stride, seed
+        self.in_hand: Tensor | None = None
+        """Of each worker its process id and the picture it has begun last, in shared memory."""
 
     def __len__(self) -> int:
         return len(self.coco)
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample:
-        epoch, index = position
-        image = _or_worker_error(self.coco, index)
-        own = np.arange(self.coco.offsets[index], self.coco.offsets[index + 1])
-        own = own[~self.coco.iscrowd[own]]
+    def __getitem__(self, position: tuple[int, ...]) -> Sample:
+        index = position[1]
+        generator = np.random.default_rng((self.seed, *position))
+        scene = self._scene(index)
+        original_size = scene.image_HW3.shape[0], scene.image_HW3.shape[1]
+        if self.augmentation.copy_paste and generator.random() < self.augmentation.copy_paste:
+            source = self._scene(int(generator.integers(len(self.coco))))
+            scene = paste(scene, source, self.augmentation.copy_paste_most, generator)
         augmented = augment(
-            image,
-            Objects(self.coco.labels[own], self.coco.boxes[own], self.coco.strings(own)),
+            scene.image_HW3,
+            scene.objects,
             self.augmentation,
             self.config.image_size,
             self.config.max_image_size,
             mask_stride=self.mask_stride,
-            generator=np.random.default_rng((self.seed, epoch, index)),
+            generator=generator,
         )
         return Sample(
             image_3hw=augmented.image_3hw,
@@ -160,8 +169,17 @@ class TrainDataset(Dataset[Sample]):
             image_id=int(self.coco.image_ids[index]),
             file_name=self.coco.file_names[index],
             size=augmented.size,
-            original_size=(image.shape[0], image.shape[1]),
+            original_size=original_size,
         )
+
+    def _scene(self, index: int) -> Scene:
+        worker = get_worker_info()
+        if worker is not None and self.in_hand is not None:
+            self.in_hand[worker.id] = torch.tensor([os.getpid(), index])
+        image = _or_worker_error(self.coco, index)
+        own = np.arange(self.coco.offsets[index], self.coco.offsets[index + 1])
+        own = own[~self.coco.iscrowd[own]]
+        return Scene(image, Objects(self.coco.labels[own], self.coco.boxes[own], self.coco.strings(own)))
 
 
 class EvalDataset(Dataset[EvalSample]):
@@ -190,79 +208,6 @@ def _or_worker_error(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
         if get_worker_info() is None:
             raise
         raise DataError(str(error)) from None
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """The order of an epoch's samples, as (epoch, index); a function of (seed, epoch).
-
-    The position is where the next iteration starts. It does not move by itself: the training loop sets it, with
-    `set_epoch` for a new epoch or `set_position` on resume. The length is that of the whole epoch wherever it starts.
-
-    Args:
-        length: samples of the dataset.
-        groups_N: a number per sample; shuffling then puts samples of one group side by side, `batch_size` at a time,
-            as far as their count allows. Pictures of one shape in a batch need no padding.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        seed: int = 0,
-        shuffle: bool = True,
-        epoch: int = 0,
-        groups_N: NDArray[np.int64] | None = None,
-        batch_size: int = 1,
-    ) -> None:
-        self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.epoch, self.start = epoch, 0
-        self.groups_N, self.batch_size = groups_N, batch_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of `epoch`, unless that is the current one: then the position stays."""
-        if epoch != self.epoch:
-            self.set_position(epoch, 0)
-
-    def set_position(self, epoch: int, start: int) -> None:
-        """Go to `epoch`, of which `start` samples are done already."""
-        self.epoch, self.start = epoch, start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            generator = np.random.default_rng((self.seed, self.epoch))
-            order = generator.permutation(order)
-            if self.groups_N is not None:
-                order = _side_by_side(order, self.groups_N[order], self.batch_size, generator)
-        epoch = self.epoch
-        return iter([(epoch, int(index)) for index in order[self.start :]])
-
-
-def _side_by_side(
-    order: NDArray[np.int64], groups_N: NDArray[np.int64], batch_size: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """The same samples with those of a group together in batches, the batches in random order."""
-    # What fills no batch, and may be left out, is taken from all groups alike: the last of the random order.
-    cut = len(order) // batch_size * batch_size
-    order, last, groups_N = order[:cut], order[cut:], groups_N[:cut]
-    whole, rest = [], []
-    for group in np.unique(groups_N):
-        members = order[groups_N == group]
-        full = len(members) // batch_size * batch_size
-        whole.append(members[:full])
-        rest.append(members[full:])  # the groups are in order, so neighbours in shape meet here
-    batches = np.concatenate([*whole, *rest, order[:0]]).reshape(-1, batch_size)
-    return np.concatenate([generator.permutation(batches).ravel(), last])
-
-
-def shape_groups(coco: CocoDataset, augmentation: Augmentation) -> NDArray[np.int64]:
-    """A number per picture, alike for pictures whose shape is within a fifth of one another when they enter a batch."""
-    ratio_N = np.log(coco.sizes_N2[:, 0] / coco.sizes_N2[:, 1])
-    if augmentation.rotate90:
-        ratio_N = np.abs(ratio_N)
-    return np.round(ratio_N / np.log(1.2)).astype(np.int64)
 
 
 def collate(samples: Sequence[Sample], config: SOTRConfig, mask_stride: int = 4) -> Batch:
@@ -322,37 +267,78 @@ def train_loader(
     shuffle: bool = True,
     workers: int = 0,
     pin_memory: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    repeat_below: float = 0.0,
 ) -> DataLoader[Batch]:
     """Batches of `Batch` for training; its `sampler` is the `EpochSampler`.
 
     The last batch of an epoch is left out if it would be smaller than the others, unless it is the only one.
 
     Args:
+        batch_size: pictures per step, of all processes together.
+        rank, ranks: this process among those that share each batch out between them.
+        repeat_below: share of the pictures below which a class is rare, and its pictures repeated; see
+            `sampling.repeat_factors`.
         workers: processes that prepare batches; 0 prepares them in the calling process.
     """
     dataset = TrainDataset(coco, config, augmentation, mask_stride, seed)
+    if workers:
+        dataset.in_hand = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
     # Crops are of one shape anyway; whole pictures of unlike shapes would fill their batch with padding.
     groups_N = None if augmentation.crop else shape_groups(coco, augmentation)
+    repeats_N = repeat_factors(coco, repeat_below) if repeat_below else None
+    sampler = EpochSampler(len(dataset), seed, shuffle, 0, groups_N, batch_size, rank, ranks, repeats_N)
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # DataLoader is typed by its dataset; ours has collate make the batches
-        batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), seed, shuffle, groups_N=groups_N, batch_size=batch_size),
+        batch_size=batch_size // ranks,
+        sampler=sampler,
         collate_fn=partial(collate, config=config, mask_stride=mask_stride),
         num_workers=workers,
         pin_memory=pin_memory,
-        drop_last=len(dataset) >= batch_size,
+        drop_last=ranks > 1 or len(sampler) >= batch_size,
         worker_init_fn=_leave_signals_to_main,
         persistent_workers=workers > 0,
     )
 
 
+def lost_worker(loader: DataLoader[Batch], error: RuntimeError) -> SOTRError | None:
+    """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
+    message = str(error)
+    dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
+    if dataset.in_hand is None or "DataLoader worker" not in message:
+        return None
+    pictures = dict(dataset.in_hand.tolist())
+    names = [
+        str(dataset.coco.path(pictures[int(number)]))
+        for number in re.findall(r"\d+", message)
+        if int(number) in pictures
+    ]
+    return SOTRError(
+        f"a process that loads pictures died ({message.split('. ')[0].strip('. ')}); it last opened "
+        f"{' or '.join(names) or 'a picture that is not known'}; look at that file and at the machine's free memory, "
+        "use fewer --workers, then continue with --resume"
+    )
+
+
 def eval_loader(
-    coco: CocoDataset, config: SOTRConfig, *, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
+    coco: CocoDataset,
+    config: SOTRConfig,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    pictures: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
-    """Batches of `EvalBatch`, every picture once, in the order of the annotation file."""
+    """Batches of `EvalBatch`, every picture once, in the order of the annotation file.
+
+    Args:
+        pictures: positions in the data set of the pictures to take; default all.
+    """
     return DataLoader(
         EvalDataset(coco, config),  # type: ignore[arg-type]
         batch_size=batch_size,
+        sampler=range(len(coco)) if pictures is None else pictures,
         collate_fn=collate_eval,
         worker_init_fn=_leave_signals_to_main,
         num_workers=workers,

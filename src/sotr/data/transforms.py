@@ -68,6 +68,10 @@ class Augmentation:
     """Probability of taking all colour away."""
     invert: float = 0.0
     """Probability of inverting the picture (bright on dark, dark on bright)."""
+    copy_paste: float = 0.0
+    """Probability of pasting objects of another training picture into a picture."""
+    copy_paste_most: int = 10
+    """Objects that are pasted at most."""
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
@@ -76,7 +80,9 @@ class Augmentation:
             raise SOTRError(f"augmentation crop is {self.crop}; give a side in pixels, or 0 for the whole picture")
         if not 0 <= self.color <= 2:
             raise SOTRError(f"augmentation color is {self.color}; it must lie in 0..2")
-        for name in ("greyscale", "invert"):
+        if self.copy_paste_most < 1:
+            raise SOTRError(f"augmentation copy_paste_most is {self.copy_paste_most}; it must be at least 1")
+        for name in ("greyscale", "invert", "copy_paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SOTRError(f"augmentation {name} is {getattr(self, name)}; it is a probability in 0..1")
 

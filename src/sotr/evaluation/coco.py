@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -79,6 +79,81 @@ def coco_metrics(
     Raises:
         SOTRError: `max_dets` below 1, or a detection in a picture that the truth does not have.
     """
+    found = _accumulated(truth, results, max_dets, image_ids, iou_type)
+    evaluation, names, counts = found.evaluation, found.names, found.objects_of
+    # (IoU thresholds, recalls, classes, ranges) and (IoU thresholds, classes, ranges); -1 marks "no such truth".
+    precision_TRKA = evaluation.eval["precision"][..., -1]
+    recall_TKA = evaluation.eval["recall"][..., -1]
+    thresholds = np.asarray(evaluation.params.iouThrs)
+    at_50 = int(np.argmin(abs(thresholds - 0.5)))
+    at_75 = int(np.argmin(abs(thresholds - 0.75)))
+    everything, small, medium, large = range(4)
+
+    per_class: dict[str, ClassMetrics] = {}
+    for k, category_id in enumerate(evaluation.params.catIds):
+        name = names[int(category_id)]
+        key = name if name not in per_class else f"{name} (id {category_id})"
+        per_class[key] = ClassMetrics(
+            AP=_mean(precision_TRKA[:, :, k, everything]),
+            AP50=_mean(precision_TRKA[at_50, :, k, everything]),
+            AP75=_mean(precision_TRKA[at_75, :, k, everything]),
+            objects=counts[int(category_id)],
+        )
+    return Metrics(
+        AP=_mean(precision_TRKA[..., everything]),
+        AP50=_mean(precision_TRKA[at_50, ..., everything]),
+        AP75=_mean(precision_TRKA[at_75, ..., everything]),
+        AP_S=_mean(precision_TRKA[..., small]),
+        AP_M=_mean(precision_TRKA[..., medium]),
+        AP_L=_mean(precision_TRKA[..., large]),
+        AR=_mean(recall_TKA[..., everything]),
+        AR_S=_mean(recall_TKA[..., small]),
+        AR_M=_mean(recall_TKA[..., medium]),
+        AR_L=_mean(recall_TKA[..., large]),
+        per_class=per_class,
+        max_dets=max_dets,
+        images=found.images,
+        objects=sum(counts.values()),
+        detections=found.detections,
+    )
+
+
+def precision_recall(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, max_dets: int = 100
+) -> dict[str, np.ndarray]:
+    """Precision at IoU 0.50 of each class that has objects, at the recalls 0, 0.01 .. 1 of COCO's interpolation.
+
+    Arguments and errors are those of `coco_metrics`.
+    """
+    found = _accumulated(truth, results, max_dets, None, "segm")
+    evaluation = found.evaluation
+    at_50 = int(np.argmin(abs(np.asarray(evaluation.params.iouThrs) - 0.5)))
+    precision_RK = evaluation.eval["precision"][at_50, :, :, 0, -1]
+    return {
+        found.names[int(category_id)]: precision_RK[:, k]
+        for k, category_id in enumerate(evaluation.params.catIds)
+        if (precision_RK[:, k] > -1).all()
+    }
+
+
+class _Accumulated(NamedTuple):
+    """The tool after its work, and what went into it."""
+
+    evaluation: COCOeval_faster
+    names: dict[int, str]
+    objects_of: dict[int, int]
+    """True objects of each category, no crowds."""
+    images: int
+    detections: int
+
+
+def _accumulated(
+    truth: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    max_dets: int,
+    image_ids: Iterable[int] | None,
+    iou_type: Literal["segm", "bbox"],
+) -> _Accumulated:
     if max_dets < 1:
         raise SOTRError(f"max_dets must be at least 1, not {max_dets}")
     sizes = {int(image["id"]): [int(image["height"]), int(image["width"])] for image in truth["images"]}
@@ -111,42 +186,7 @@ def coco_metrics(
     evaluation.params.maxDets = [max_dets]
     evaluation.evaluate()
     evaluation.accumulate()
-
-    # (IoU thresholds, recalls, classes, ranges) and (IoU thresholds, classes, ranges); -1 marks "no such truth".
-    precision_TRKA = evaluation.eval["precision"][..., -1]
-    recall_TKA = evaluation.eval["recall"][..., -1]
-    thresholds = np.asarray(evaluation.params.iouThrs)
-    at_50 = int(np.argmin(abs(thresholds - 0.5)))
-    at_75 = int(np.argmin(abs(thresholds - 0.75)))
-    everything, small, medium, large = range(4)
-
-    per_class: dict[str, ClassMetrics] = {}
-    for k, category_id in enumerate(evaluation.params.catIds):
-        name = names[int(category_id)]
-        key = name if name not in per_class else f"{name} (id {category_id})"
-        per_class[key] = ClassMetrics(
-            AP=_mean(precision_TRKA[:, :, k, everything]),
-            AP50=_mean(precision_TRKA[at_50, :, k, everything]),
-            AP75=_mean(precision_TRKA[at_75, :, k, everything]),
-            objects=counts[int(category_id)],
-        )
-    return Metrics(
-        AP=_mean(precision_TRKA[..., everything]),
-        AP50=_mean(precision_TRKA[at_50, ..., everything]),
-        AP75=_mean(precision_TRKA[at_75, ..., everything]),
-        AP_S=_mean(precision_TRKA[..., small]),
-        AP_M=_mean(precision_TRKA[..., medium]),
-        AP_L=_mean(precision_TRKA[..., large]),
-        AR=_mean(recall_TKA[..., everything]),
-        AR_S=_mean(recall_TKA[..., small]),
-        AR_M=_mean(recall_TKA[..., medium]),
-        AR_L=_mean(recall_TKA[..., large]),
-        per_class=per_class,
-        max_dets=max_dets,
-        images=len(images),
-        objects=sum(counts.values()),
-        detections=len(detections),
-    )
+    return _Accumulated(evaluation, names, counts, len(images), len(detections))
 
 
 def _true_objects(annotations: Iterable[Mapping[str, Any]], sizes: Mapping[int, list[int]]) -> list[dict[str, Any]]:

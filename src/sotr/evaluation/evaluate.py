@@ -161,20 +161,22 @@ def detect(
     batch_size: int = 1,
     workers: int = 0,
     on_pictures: Callable[[int], object] = lambda count: None,
+    pictures: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO results of a model on all pictures of a data set.
+    """COCO results of a model on pictures of a data set.
 
     Args:
         category_ids: of each of the model's classes, as `match_classes` gives them; detections of `UNKNOWN_CLASS`
             are left out.
         max_dets: objects per picture.
         on_pictures: told the number of pictures of each batch when it is done.
+        pictures: positions of the pictures in the data set; default all.
     """
     results: list[dict[str, Any]] = []
     batches = (
-        _by_batches(segmenter, dataset, category_ids, max_dets, batch_size, workers)
+        _by_batches(segmenter, dataset, category_ids, max_dets, batch_size, workers, pictures)
         if isinstance(segmenter, Segmenter)
-        else _by_prediction(segmenter, dataset, category_ids, max_dets, batch_size)
+        else _by_prediction(segmenter, dataset, category_ids, max_dets, batch_size, pictures)
     )
     for image_ids, found in batches:
         for image_id, instances in zip(image_ids, found, strict=True):
@@ -190,6 +192,7 @@ def _by_batches(
     max_dets: int,
     batch_size: int,
     workers: int,
+    pictures: Sequence[int] | None,
 ) -> Iterator[tuple[Sequence[int], list[Instances]]]:
     """Image ids and objects, batch after batch."""
     # More candidates than objects, for Matrix NMS will weed some out.
@@ -200,6 +203,7 @@ def _by_batches(
         batch_size=batch_size,
         workers=workers,
         pin_memory=segmenter.device.type == "cuda",
+        pictures=pictures,
     )
     network = segmenter.inference_network()
     for batch in loader:
@@ -218,14 +222,20 @@ def _by_batches(
 
 
 def _by_prediction(
-    predictor: Predictor, dataset: CocoDataset, category_ids: Sequence[int], max_dets: int, batch_size: int
+    predictor: Predictor,
+    dataset: CocoDataset,
+    category_ids: Sequence[int],
+    max_dets: int,
+    batch_size: int,
+    pictures: Sequence[int] | None,
 ) -> Iterator[tuple[Sequence[int], list[Instances]]]:
     """The same of an exported model, whose decoding cannot be made to give more objects than it was exported for."""
     most = min(max_dets, predictor.decode_options.max_objects)
-    for start in range(0, len(dataset), batch_size):
-        indices = range(start, min(start + batch_size, len(dataset)))
-        pictures = [load_picture(dataset, index) for index in indices]
-        found = predictor.predict(pictures, max_objects=most, batch_size=batch_size)
+    chosen = range(len(dataset)) if pictures is None else pictures
+    for start in range(0, len(chosen), batch_size):
+        indices = chosen[start : start + batch_size]
+        images = [load_picture(dataset, index) for index in indices]
+        found = predictor.predict(images, max_objects=most, batch_size=batch_size)
         yield (
             [dataset.image_ids[index] for index in indices],
             [replace(instances, category_ids=tuple(category_ids)) for instances in found],

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import sigmoid_focal_loss
 
 from sotr.config import MASK_STRIDE
 from sotr.errors import SOTRError
 from sotr.learning.assignment import Assignment
+from sotr.learning.dice import dice_sum
+from sotr.learning.points import dice_sum_of_points
 from sotr.learning.targets import Targets
-from sotr.network import DensePredictions, mask_logits
-
-MASKS_AT_ONCE = 256
-"""Masks whose pixels are held for the backward pass at the same time; more are recomputed there, chunk by chunk."""
+from sotr.network import DensePredictions, convolved_features
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,29 @@ class LossOptions:
     """Focusing exponent of the focal loss."""
     mask_stride: int = 4
     """Pixels per side of a mask cell on which masks are compared: 4 is the features' own, 2 and 1 are finer."""
+    points: int = 0
+    """Points per object on which masks are compared, half of them near its outline; 0 compares all pixels."""
 
     def __post_init__(self) -> None:
         if self.mask_stride not in (1, 2, 4):
             raise SOTRError(f"mask_stride is {self.mask_stride}; choose 4, 2 or 1")
+        if self.points < 0:
+            raise SOTRError(f"points is {self.points}; give a number of points per object, or 0 for all pixels")
+
+
+class Normalisers(NamedTuple):
+    """What the summed losses are divided by, where that is not counted in their own batch alone: scalars."""
+
+    class_cells: Tensor
+    masks: Tensor
 
 
 def sotr_losses(
-    predictions: DensePredictions, targets: Sequence[Targets], assignment: Assignment, options: LossOptions
+    predictions: DensePredictions,
+    targets: Sequence[Targets],
+    assignment: Assignment,
+    options: LossOptions,
+    normalisers: Normalisers | None = None,
 ) -> dict[str, Tensor]:
     """The two weighted losses; their sum is what training minimises.
 
@@ -49,19 +64,20 @@ def sotr_losses(
         predictions: of a batch of B pictures.
         targets: the B pictures' objects, masks at stride `options.mask_stride`.
         assignment: of `targets`, on the device of the predictions.
+        normalisers: instead of the batch's own positive cells + 1 and masks (at least 1).
 
     Returns:
         `loss_class`: focal loss, summed and divided by the number of positive cells + 1.
         `loss_mask`: `options.mask_weight` times the mean Dice loss of the positive cells.
     """
     masks = sum(assignment.counts)
-    dice_P = _dice_of_cells(predictions, targets, assignment, options.mask_stride)
-    loss_mask = dice_P.sum() * (options.mask_weight / max(masks, 1))
+    dice = _dice_of_cells(predictions, targets, assignment, options)
+    loss_mask = dice * (options.mask_weight / (max(masks, 1) if normalisers is None else normalisers.masks))
     if masks == 0:  # nothing to learn for masks, yet every parameter must get a gradient, of zero
         loss_mask = loss_mask + 0.0 * (predictions.kernels_BKD.sum() + predictions.mask_features_BEhw.sum()).float()
     focal = focal_loss_sum(predictions.class_logits_BKM, assignment.labels_BK, options)
     return {
-        "loss_class": focal / (assignment.positives + 1),
+        "loss_class": focal / (assignment.positives + 1 if normalisers is None else normalisers.class_cells),
         "loss_mask": loss_mask,
     }
 
@@ -75,54 +91,19 @@ def focal_loss_sum(class_logits_BKM: Tensor, labels_BK: Tensor, options: LossOpt
     )
 
 
-def dice_losses(logits_PL: Tensor, masks_IL: Tensor, objects_P: Tensor, squares_I: Tensor) -> Tensor:
-    """Dice loss with squared terms (Milletari et al. 2016) of each of P masks against its object's.
-
-    Args:
-        logits_PL: float32 mask logits, L pixels each.
-        masks_IL: float32 coverage in 0..1 of the I objects.
-        objects_P: the object that each mask should be.
-        squares_I: sum of the squared coverage of each object.
-
-    Returns:
-        (P,) losses in 0..1.
-    """
-    probability_PL = logits_PL.sigmoid()
-    # All overlaps in one product: picking each cell's own target first would copy a mask per cell.
-    overlap_P = (probability_PL @ masks_IL.T).gather(1, objects_P[:, None])[:, 0]
-    return 1 - 2 * overlap_P / (probability_PL.square().sum(1) + squares_I[objects_P]).clamp(min=1e-6)
-
-
 def _dice_of_cells(
-    predictions: DensePredictions, targets: Sequence[Targets], assignment: Assignment, mask_stride: int
+    predictions: DensePredictions, targets: Sequence[Targets], assignment: Assignment, options: LossOptions
 ) -> Tensor:
-    """(P,) Dice losses of the positive cells."""
-    scale = MASK_STRIDE // mask_stride
-    losses = [predictions.kernels_BKD.new_zeros(0, dtype=torch.float32)]
+    """The summed Dice losses of the positive cells."""
+    total = predictions.kernels_BKD.new_zeros((), dtype=torch.float32)
     cells = assignment.cells_P.split(assignment.counts)
     objects = assignment.objects_P.split(assignment.counts)
     for picture, target in enumerate(targets):
         if not len(cells[picture]):
             continue
         kernels_PD = predictions.kernels_BKD[picture, cells[picture]]
-        features_Ehw = predictions.mask_features_BEhw[picture]
-        masks_IL = target.masks_Ihw.flatten(1).float() / 255
-        squares_I = masks_IL.square().sum(1)
-        kernel_chunks = kernels_PD.split(MASKS_AT_ONCE)
-        for kernels, index in zip(kernel_chunks, objects[picture].split(MASKS_AT_ONCE), strict=True):
-            arguments = (kernels, features_Ehw, masks_IL, index, squares_I, scale)
-            if len(kernel_chunks) > 1 and torch.is_grad_enabled():
-                losses.append(checkpoint(_dice_of_kernels, *arguments, use_reentrant=False, preserve_rng_state=False))
-            else:
-                losses.append(_dice_of_kernels(*arguments))
-    return torch.cat(losses)
-
-
-def _dice_of_kernels(
-    kernels_PD: Tensor, features_Ehw: Tensor, masks_IL: Tensor, objects_P: Tensor, squares_I: Tensor, scale: int
-) -> Tensor:
-    logits_Phw = mask_logits(kernels_PD, features_Ehw).float()
-    if scale > 1:
-        logits_Phw = F.interpolate(logits_Phw[None], scale_factor=scale, mode="bilinear", align_corners=False)[0]
-    with torch.autocast(logits_Phw.device.type, enabled=False):  # Dice sums thousands of pixels: float32
-        return dice_losses(logits_Phw.flatten(1), masks_IL, objects_P, squares_I)
+        features_Dhw = convolved_features(predictions.mask_features_BEhw[picture], kernels_PD.shape[1])
+        compare = dice_sum if options.points == 0 else partial(dice_sum_of_points, points=options.points)
+        scale = MASK_STRIDE // options.mask_stride
+        total = total + compare(kernels_PD, features_Dhw, target.masks_Ihw, objects[picture], scale)
+    return total

@@ -1,120 +1,40 @@
-"""What happens around the training steps: averaged weights, checkpoints, validation, logs."""
+"""What happens around the training steps: checkpoints, validation, logs, and when to stop."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, WeightAveraging
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sotr.data.batches import Batch, EpochSampler
-from sotr.errors import SOTRError
+from sotr.data.batches import Batch
+from sotr.data.sampling import EpochSampler
 from sotr.evaluation.coco import Metrics
 from sotr.evaluation.tables import number
-from sotr.files import atomic_write
+from sotr.training.averaging import AveragedWeights
+from sotr.training.checkpoints import BEST, FOLDER, LAST
+from sotr.training.devices import sharded
 from sotr.training.display import Display, Interrupts, Stop
+from sotr.training.loggers import log_pictures
 from sotr.training.module import SOTRModule
 
 SAVE_EVERY_SECONDS = 300.0
 """Longest time of training that a crash can cost."""
 
 
-class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, and that cannot run code when loaded."""
+class Validate(Protocol):
+    """Measures a module and draws what it finds."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a temporary file, then replace `path`.
+    def __call__(self, module: SOTRModule, display: Display) -> Metrics:
+        """The metrics of the weights that the module has now, with progress on the display; may raise `Stop`."""
 
-        Raises:
-            SOTRError: the file cannot be written; the one before it is still there.
-        """
-        try:
-            with atomic_write(path) as file:
-                torch.save(checkpoint, file)
-        except OSError as error:
-            raise SOTRError(
-                f"cannot write {path} ({error.strerror or error}); make room, then continue with --resume"
-            ) from None
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Tensors and plain values only.
-
-        Raises:
-            SOTRError: if the file is damaged or not a checkpoint.
-        """
-        return load_checkpoint(path)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint, on the CPU; tensors and plain values only.
-
-    Raises:
-        SOTRError: if the file is missing, damaged or not a checkpoint.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        # PyTorch explains at length; the first sentence says it.
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise SOTRError(f"{path} is not a checkpoint that can be read ({reason}); restore it or train anew") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
-        raise SOTRError(f"{path} is not a checkpoint of a training; restore it or train anew")
-    return checkpoint
-
-
-class AveragedWeights(WeightAveraging):
-    """Exponential moving average of all weights and buffers.
-
-    Args:
-        decay: in step t (from 1) the average keeps min(decay, (1 + t) / (10 + t)) of itself, so that it follows
-            quickly at first and a short run is not averaged with its random start.
-    """
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=True)
-        self._decay = decay
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update after an optimiser step; unlike AveragedModel's own update it never waits for the device."""
-        step = trainer.global_step
-        if step <= self._latest_update_step:
-            return
-        assert self._average_model is not None
-        decay = min(self._decay, (1 + step) / (10 + step))
-        average = self._average_model.module
-        floats: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for mine, theirs in zip(_tensors(average), _tensors(pl_module), strict=True):
-            if mine.is_floating_point():
-                floats[0].append(mine)
-                floats[1].append(theirs)
-            else:
-                mine.copy_(theirs)
-        torch._foreach_lerp_(floats[0], floats[1], 1 - decay)
-        self._latest_update_step = step
-
-    @contextmanager
-    def in_place_of(self, module: SOTRModule) -> Iterator[None]:
-        """The averaged weights in the module, the current ones after the block."""
-        self._swap_models(module)
-        try:
-            yield
-        finally:
-            self._swap_models(module)
-
-
-def _tensors(module: torch.nn.Module) -> Iterator[Tensor]:
-    for parameter in module.parameters():
-        yield parameter.detach()
-    yield from module.buffers()
+    def pictures(self, module: SOTRModule) -> Mapping[str, NDArray[np.uint8]]:
+        """Some pictures with what the module finds in them, by name; RGB."""
 
 
 class RunKeeper(Callback):
@@ -125,10 +45,11 @@ class RunKeeper(Callback):
         sampler: whose position is saved and restored.
         display: for progress.
         interrupts: looked at after each step.
-        validate: measures a module and shows its progress; None without validation pictures. It may raise `Stop`.
+        validate: measures a module and shows its progress; None without validation pictures.
         average: the averaged weights, if any.
         after_validation: called when the logs are up to date, for instance to draw the curves.
-        log_every: steps between two rows of the logs.
+        log_every: steps between two rows of the logs, and between two agreements of several processes.
+        max_seconds: time budget of the run, all parts together; 0 is none.
     """
 
     def __init__(
@@ -137,13 +58,14 @@ class RunKeeper(Callback):
         sampler: EpochSampler,
         display: Display,
         interrupts: Interrupts,
-        validate: Callable[[SOTRModule, Display], Metrics] | None,
+        validate: Validate | None,
         average: AveragedWeights | None,
         after_validation: Callable[[], None],
         log_every: int,
+        max_seconds: float,
     ) -> None:
-        self.last_path = folder / "checkpoints" / "last.ckpt"
-        self.best_path = folder / "checkpoints" / "best.ckpt"
+        self.last_path = folder / FOLDER / LAST
+        self.best_path = folder / FOLDER / BEST
         self.best: dict[str, Any] | None = None
         """Metrics of the best validation so far, with its "epoch" (from 1)."""
         self.latest: dict[str, Any] | None = None
@@ -153,7 +75,8 @@ class RunKeeper(Callback):
         self.finished = False
         self._sampler, self._display, self._interrupts = sampler, display, interrupts
         self._validate, self._average, self._after_validation = validate, average, after_validation
-        self._log_every = log_every
+        self._log_every, self._max_seconds = log_every, max_seconds
+        self._out_of_time = False
         self._without_better = 0
         self._position = (0, 0)
         self._unvalidated_epoch: int | None = None
@@ -197,8 +120,7 @@ class RunKeeper(Callback):
         self.seconds, self._clock = self.seconds + now - self._clock, now
         return self.seconds
 
-    def _save_last(self, trainer: pl.Trainer, module: SOTRModule) -> None:
-        module.check_losses(wait=True)
+    def _save_last(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.last_path)
         for logger in trainer.loggers:
             logger.save()
@@ -210,8 +132,9 @@ class RunKeeper(Callback):
         """The clock starts; a validation that was interrupted comes first."""
         assert isinstance(pl_module, SOTRModule)
         self._interrupts.claim()
-        self._stop_if_asked(trainer, pl_module)
+        self._stop_if_asked(trainer)
         self._clock = self._pictures_since = time.monotonic()
+        self._look_at_clock(trainer, pl_module)
         self.catch_up(trainer, pl_module)
         self._begin_epoch(trainer)
 
@@ -245,20 +168,35 @@ class RunKeeper(Callback):
         loss = pl_module.latest["loss"]
         self._epoch_loss = loss if self._epoch_loss is None else self._epoch_loss + loss
         self._epoch_steps += 1
-        self._pictures += len(batch.image_ids)
+        self._pictures += len(batch.image_ids) * trainer.world_size
         note = None
         if trainer.global_step % self._log_every == 0:
             note = self._log_step(trainer, pl_module)
         self._display.advance(note=note)
 
+        # Several processes must decide alike, and asking one another takes time.
+        agree = trainer.world_size == 1 or trainer.global_step % self._log_every == 0
+        if agree:
+            self._look_at_clock(trainer, pl_module)
         if trainer.global_step >= pl_module.total_iterations:
             trainer.should_stop = True
         if trainer.should_stop or batch_idx + 1 >= trainer.num_training_batches:
             return  # the epoch's end, which saves and looks at interrupts, comes next
         self._position = (trainer.current_epoch, (batch_idx + 1) * _batch_size(trainer))
-        if self._interrupts.number is not None or time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
-            self._save_last(trainer, pl_module)
-            self._stop_if_asked(trainer, pl_module)
+        due = self._interrupts.number is not None or time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS
+        if agree and trainer.strategy.reduce_boolean_decision(due, all=False):
+            self._save_last(trainer)
+            self._stop_if_asked(trainer)
+
+    def _look_at_clock(self, trainer: pl.Trainer, module: SOTRModule) -> None:
+        """Stop where the time is used up, and let the schedule know how much of it is."""
+        if not self._max_seconds:
+            return
+        fraction = float(trainer.strategy.broadcast(self._elapsed() / self._max_seconds))
+        module.time_fraction = min(1.0, fraction)
+        if fraction >= 1 and not self._out_of_time:
+            self._out_of_time = trainer.should_stop = True
+            self._display.console.print("the time is used up: stopping")
 
     def _log_step(self, trainer: pl.Trainer, module: SOTRModule) -> str:
         values = torch.stack(list(module.latest.values())).float().tolist()
@@ -266,7 +204,7 @@ class RunKeeper(Callback):
         now = time.monotonic()
         speed = self._pictures / max(1e-9, now - self._pictures_since)
         self._pictures, self._pictures_since = 0, now
-        rate = module.recipe.lr * module.recipe.lr_factor(trainer.global_step - 1, module.total_iterations)
+        rate = module.recipe.lr * module.lr_factor(trainer.global_step - 1)
         row = {**losses, "lr": rate, "pictures_per_second": speed, "epoch": trainer.current_epoch + 1}
         _log(trainer, row)
         return f"loss {losses['loss']:.3f}  {speed:.1f} pictures/s"
@@ -274,14 +212,14 @@ class RunKeeper(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, validate where it is due, save again with the outcome."""
         assert isinstance(pl_module, SOTRModule)
-        done = pl_module.total_iterations <= trainer.global_step
+        done = pl_module.total_iterations <= trainer.global_step or self._out_of_time
         epoch = trainer.current_epoch
         self._position = (epoch + 1, 0)
         due = self._validate is not None and (done or (epoch + 1) % pl_module.recipe.validate_every == 0)
         self._unvalidated_epoch = epoch if due else None
         self.finished = done and not due
-        self._save_last(trainer, pl_module)
-        self._stop_if_asked(trainer, pl_module)
+        self._save_last(trainer)
+        self._stop_if_asked(trainer)
         mean = "" if self._epoch_loss is None else f"loss {float(self._epoch_loss) / self._epoch_steps:.4f}"
         if due:
             self._run_validation(trainer, pl_module, epoch, mean)
@@ -304,10 +242,10 @@ class RunKeeper(Callback):
             trainer.should_stop = True
             self._display.console.print(f"no better AP in {patience} validations: stopping early")
         self.finished = trainer.should_stop or trainer.global_step >= module.total_iterations
-        self._save_last(trainer, module)
+        self._save_last(trainer)
         self._report_epoch(trainer, epoch, mean_loss, self.latest)
         self._after_validation()
-        self._stop_if_asked(trainer, module)
+        self._stop_if_asked(trainer)
 
     def _measure(self, trainer: pl.Trainer, module: SOTRModule, epoch: int) -> None:
         """Validate the weights that are in the module now, and keep them if they are the best so far."""
@@ -323,6 +261,10 @@ class RunKeeper(Callback):
             trainer.save_checkpoint(self.best_path, weights_only=True)
         row = {name: value for name, value in self.latest.items() if isinstance(value, float)}
         _log(trainer, {**row, "epoch": epoch + 1})
+        if trainer.is_global_zero or sharded(module):
+            pictures = self._validate.pictures(module)
+            if trainer.is_global_zero:
+                log_pictures(trainer.loggers, pictures, trainer.global_step)
 
     def _report_epoch(
         self, trainer: pl.Trainer, epoch: int, mean_loss: str, metrics: dict[str, Any] | None = None
@@ -335,15 +277,17 @@ class RunKeeper(Callback):
         parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
         self._display.console.print("  ".join(part for part in parts if part), highlight=False)
 
-    def _stop_if_asked(self, trainer: pl.Trainer, module: SOTRModule) -> None:
-        if self._interrupts.number is not None and not self.finished:
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        asked = self._interrupts.number is not None and not self.finished
+        if trainer.strategy.reduce_boolean_decision(asked, all=False):
             raise Stop
 
 
 def _batch_size(trainer: pl.Trainer) -> int:
+    """Pictures per step of all processes."""
     loader = trainer.train_dataloader
     assert loader is not None
-    return int(loader.batch_size)
+    return int(loader.batch_size) * trainer.world_size
 
 
 def _log(trainer: pl.Trainer, row: dict[str, float]) -> None:

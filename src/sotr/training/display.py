@@ -1,7 +1,11 @@
 """The training's side towards the user: progress, and the wish to stop."""
 
+import logging
 import os
 import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -42,6 +46,11 @@ class Interrupts:
         for number, handler in self._before.items():
             if handler is not None:  # None: it was not Python that installed it
                 signal.signal(number, handler)
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the wish was a SIGTERM, or another process's."""
+        return self.number != signal.SIGINT
 
     def claim(self) -> None:
         """Handle the signals alone again: Lightning's trainer wraps SIGTERM's handler in one of its own, which leaves
@@ -98,3 +107,29 @@ class Display:
             self._progress.advance(self._task, count)
             if note is not None:
                 self._progress.update(self._task, note=note)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's remarks on devices, workers, tips and what it restores; its errors remain exceptions."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for remark in _REMARKS:
+                warnings.filterwarnings("ignore", message=remark)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_REMARKS = (
+    r".*does not have many workers",
+    r".*available but not used",
+    r".*ended before the epoch ended and your dataloader is not resumable",  # it is: RunKeeper moves the sampler
+    r".*module\(s\) in eval mode at the start of training",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
+)

@@ -1,6 +1,6 @@
 """The training step: network, losses, optimiser and schedule, as Lightning wants them."""
 
-from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,17 +8,30 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.lr_scheduler import LambdaLR
 
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
-from sotr.errors import SOTRError
-from sotr.learning import sotr_losses
+from sotr.learning import Assignment, Normalisers, sotr_losses
 from sotr.network import SOTR
 from sotr.training.recipe import Recipe
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+class LossNotFinite(Exception):
+    """A loss became infinite or not a number; the module's weights are still those that it was computed with.
+
+    Args:
+        batch: what it was computed from, on the module's device.
+        losses: by name, as `SOTRModule.latest`.
+    """
+
+    def __init__(self, batch: Batch, losses: dict[str, Tensor]) -> None:
+        super().__init__(f"the loss became {float(losses['loss'])}")
+        self.batch, self.losses = batch, losses
 
 
 class SOTRModule(pl.LightningModule):
@@ -29,27 +42,44 @@ class SOTRModule(pl.LightningModule):
         recipe: how to train it.
         total_iterations: optimiser steps of the whole run, for the schedule.
         seed: of the random numbers drawn inside the network while training.
+        compile: run the training steps through torch.compile.
     """
 
-    def __init__(self, config: SOTRConfig, recipe: Recipe, total_iterations: int, seed: int) -> None:
+    def __init__(
+        self, config: SOTRConfig, recipe: Recipe, total_iterations: int, seed: int, compile: bool = False
+    ) -> None:
         super().__init__()
         self.network = SOTR(config)
+        # A function, not a module: the state dict must not hold the network twice.
+        self._forward = torch.compile(self.network.forward) if compile else self.network.forward
         self.recipe = recipe
         self.total_iterations = total_iterations
         self.seed = seed
+        self.time_fraction = 0.0
+        """Part of the run's time budget that is used up, 0 without one; the schedule keeps pace with it."""
         self.latest: dict[str, Tensor] = {}
-        """The last step's losses, detached and still on the device."""
-        self._unchecked: deque[tuple[int, list[str], Tensor, torch.cuda.Event | None]] = deque()
+        """The last step's losses, means over the processes, detached and still on the device."""
+        self._unchecked: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
         if recipe.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if recipe.backbone_lr_factor == 0:
             self.network.backbone.requires_grad_(False)
+        if recipe.batch_norm == "frozen":
+            for norm in self._batch_norms():
+                norm.requires_grad_(False)
+        self.train()  # Lightning takes the modes as they are
+
+    def _batch_norms(self) -> Iterator[nn.Module]:
+        return (part for part in self.network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm))
 
     def train(self, mode: bool = True) -> "SOTRModule":
-        """Training or evaluation mode; a frozen backbone stays in the latter, so that its statistics do not move."""
+        """Training or evaluation mode; what is frozen stays in the latter, so that its statistics do not move."""
         super().train(mode)
         if self.recipe.backbone_lr_factor == 0:
             self.network.backbone.eval()
+        if self.recipe.batch_norm == "frozen":
+            for norm in self._batch_norms():
+                norm.eval()
         return self
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -58,24 +88,28 @@ class SOTRModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Random numbers of a step depend on the seed and the step alone, so that a resumed run draws the same."""
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step * 97 + self.global_rank) % 2**63)
-        self.check_losses(wait=False)
+        seed_step(self.seed, self.global_step, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed losses of a batch; nothing in here waits for the device."""
+        losses = self.losses(batch)
+        loss = torch.stack(list(losses.values())).sum()
+        self.latest = average_over_processes({"loss": loss.detach()} | {k: v.detach() for k, v in losses.items()})
+        self._watch(self.latest["loss"], batch)
+        return loss
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted losses by name."""
         images = batch.images_B3HW
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with attention_for(images.device):
-            predictions = self.network(images)
-        losses = sotr_losses(predictions, batch.targets, batch.assignment, self.recipe.loss)
-        loss = torch.stack(list(losses.values())).sum()
-        self.latest = {"loss": loss.detach()} | {name: value.detach() for name, value in losses.items()}
-        self._watch(loss.detach(), batch.file_names)
-        return loss
+            predictions = self._forward(images)
+        normalisers = shared_normalisers(batch.assignment, images.device)
+        return sotr_losses(predictions, batch.targets, batch.assignment, self.recipe.loss, normalisers)
 
-    def _watch(self, loss: Tensor, file_names: list[str]) -> None:
-        """Check the loss now; on CUDA start its copy to the host, and look when it has arrived."""
+    def _watch(self, loss: Tensor, batch: Batch) -> None:
+        """On CUDA start the loss's copy to the host, to be looked at when the backward pass is on its way."""
         event = None
         if loss.is_cuda:
             arrived = torch.empty((), dtype=loss.dtype, pin_memory=True)
@@ -83,28 +117,23 @@ class SOTRModule(pl.LightningModule):
             event = torch.cuda.Event()
             event.record()
             loss = arrived
-        self._unchecked.append((self.global_step, file_names, loss, event))
+        self._unchecked = batch, loss, event
         if event is None:
-            self.check_losses(wait=True)
+            self._check_loss()
 
-    def check_losses(self, wait: bool) -> None:
-        """Look at the losses that have arrived, or with `wait` at all of them.
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the loss before it changes the weights: the device is busy with the backward pass meanwhile."""
+        self._check_loss()
 
-        Raises:
-            SOTRError: if one is infinite or not a number; names the step and the pictures of its batch.
-        """
-        while self._unchecked:
-            step, file_names, loss, event = self._unchecked[0]
-            if event is not None and not event.query():
-                if not wait:
-                    return
-                event.synchronize()
-            self._unchecked.popleft()
-            if not torch.isfinite(loss):
-                raise SOTRError(
-                    f"the loss became {float(loss)} in step {step + 1} with {', '.join(file_names)}; "
-                    "check these pictures and their annotations, or lower the learning rate"
-                )
+    def _check_loss(self) -> None:
+        if self._unchecked is None:
+            return
+        batch, loss, event = self._unchecked
+        self._unchecked = None
+        if event is not None:
+            event.synchronize()
+        if not torch.isfinite(loss):
+            raise LossNotFinite(batch, self.latest)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimiser and its schedule, one step per iteration."""
@@ -114,8 +143,43 @@ class SOTRModule(pl.LightningModule):
             optimizer = torch.optim.SGD(groups, lr=self.recipe.lr, momentum=self.recipe.momentum)
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(self.recipe.momentum, 0.999))
-        schedule = LambdaLR(optimizer, lambda step: self.recipe.lr_factor(step, self.total_iterations))
+        schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_factor(self, step: int) -> float:
+        """The learning rate of a step as a multiple of the recipe's, with the time that is used up so far."""
+        # Whichever is further, the steps or the time, so that the rate has come down when either is used up.
+        progress = max(float(step), self.time_fraction * self.total_iterations)
+        return self.recipe.lr_factor(progress, self.total_iterations)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed PyTorch's random numbers for one training step of one process."""
+    torch.manual_seed((seed * 1_000_003 + step * 97 + rank) % 2**63)
+
+
+def shared_normalisers(assignment: Assignment, device: torch.device) -> Normalisers | None:
+    """What divides this process's losses so that their mean over the processes is the loss of the whole batch; None
+    for a single process. All processes must call it together; nothing waits for the device."""
+    if not _distributed():
+        return None
+    totals = torch.tensor([assignment.positives, sum(assignment.counts)], dtype=torch.float32).to(device)
+    dist.all_reduce(totals)
+    processes = dist.get_world_size()
+    return Normalisers(class_cells=(totals[0] + 1) / processes, masks=totals[1].clamp(min=1) / processes)
+
+
+def average_over_processes(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each of some scalars over all processes, which must call it together."""
+    if not _distributed():
+        return values
+    stacked = torch.stack(list(values.values()))
+    dist.all_reduce(stacked)
+    return dict(zip(values, stacked / dist.get_world_size(), strict=True))
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def attention_for(device: torch.device) -> AbstractContextManager[None]:

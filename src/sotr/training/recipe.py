@@ -39,8 +39,11 @@ class Recipe:
     """Decay of the weights per step, times the learning rate."""
     backbone_lr_factor: float = 1.0
     """The backbone's learning rate as a multiple of `lr`; 0 keeps its weights as they are."""
+    batch_norm: Literal["batch", "sync", "frozen"] = "batch"
+    """Statistics of BatchNorm layers: "batch" of each device's own pictures, "sync" of all devices' together, "frozen"
+    those of the first weights, whose scale and shift are then not trained either; for a few pictures per device."""
     batch_size: int = 8
-    """Pictures per iteration."""
+    """Pictures per iteration, over all devices together."""
     epochs: int | None = None
     """Passes over the training pictures; give either this or `iterations`."""
     iterations: int | None = None
@@ -67,6 +70,9 @@ class Recipe:
     """Epochs from one validation to the next; the last epoch is always validated."""
     early_stop: int = 0
     """Stop after this many validations without a better AP; 0 is never."""
+    repeat_below: float = 0.0
+    """Share of the pictures below which a class is rare: pictures with such a class occur more often in an epoch, by
+    the square root of this share over the class's; 0 shows every picture once."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of the training pictures."""
     loss: LossOptions = field(default_factory=LossOptions)
@@ -84,6 +90,8 @@ class Recipe:
                 raise SOTRError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 < self.lr < math.inf:
             raise SOTRError(f"lr is {self.lr}; it must be positive")
+        if not 0 <= self.repeat_below <= 1:
+            raise SOTRError(f"repeat_below is {self.repeat_below}; it is a share in 0..1")
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise SOTRError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
@@ -100,8 +108,8 @@ class Recipe:
         """Optimiser steps of the whole run, with `per_epoch` iterations in an epoch."""
         return self.iterations if self.iterations is not None else (self.epochs or 0) * per_epoch
 
-    def lr_factor(self, step: int, total: int) -> float:
-        """The learning rate of step `step` (from 0) of `total`, as a multiple of `lr`."""
+    def lr_factor(self, step: float, total: int) -> float:
+        """The learning rate of step `step` (from 0) of `total`, as a multiple of `lr`; it may lie between two steps."""
         warmup = min(self.warmup_iterations, total // 10)
         if step < warmup:
             if self.warmup == "constant":

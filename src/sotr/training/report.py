@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from sotr.data.coco import CocoDataset
+from sotr.data.coco import CocoDataset, Record
 from sotr.data.images import load_image
 from sotr.evaluation.tables import number
 from sotr.files import atomic_write
@@ -57,7 +57,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     for name, colour in _COLOURS.items():
         y = np.array([row[name] for row in steps])
         losses.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
-        losses.plot(x, _smooth(y), color=colour, linewidth=1.8, label=name)
+        losses.plot(x, smooth(y), color=colour, linewidth=1.8, label=name)
     if steps:
         # The first steps are so much worse that they would flatten all that follows.
         top = max(np.quantile([row["loss"] for row in steps], 0.98) * 1.1, 1e-3)
@@ -94,36 +94,46 @@ def _dress(axes: Axes, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Running mean over a fiftieth of the curve."""
     width = max(1, len(y) // 50)
     padded = np.pad(y, (width // 2, width - 1 - width // 2), mode="edge")
-    return np.convolve(padded, np.ones(width) / width, mode="valid")
+    return np.asarray(np.convolve(padded, np.ones(width) / width, mode="valid"), np.float64)
 
 
 def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count: int = 8, score: float = 0.3) -> None:
     """Some of the pictures of `data`, evenly spread, as PNGs: truth on the left, prediction on the right."""
-    for index in sorted({round(i) for i in np.linspace(0, len(data) - 1, min(count, len(data)))}):
-        record = data.record(index)
-        image = load_image(record.path)
-        kept = ~record.iscrowd_I
-        truth = Instances.from_rles(
-            np.ones(int(kept.sum())),
-            record.labels_I[kept],
-            [rle for rle, keep in zip(record.segmentations, kept, strict=True) if keep],
-            data.class_names,
-            data.category_ids,
-            (record.height, record.width),
-        )
-        found = segmenter.predict(image, score=score)
-        panel = panel_sheet(
-            [
-                (f"truth: {len(truth)} objects", truth.draw(image)),
-                (f"prediction: {len(found)} objects, score >= {score:g}", found.draw(image)),
-            ]
-        )
+    for index in spread(len(data), count):
+        record, panel = truth_beside(segmenter, data, index, score)
         with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
             Image.fromarray(panel).save(file, format="png", compress_level=3)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """At most `count` positions in a sequence, evenly spread."""
+    return sorted({round(i) for i in np.linspace(0, length - 1, min(count, length))})
+
+
+def truth_beside(segmenter: Segmenter, data: CocoDataset, index: int, score: float) -> tuple[Record, NDArray[np.uint8]]:
+    """Picture `index` of `data`, and its truth beside what the model finds in it from a score on; RGB uint8."""
+    record = data.record(index)
+    image = load_image(record.path)
+    kept = ~record.iscrowd_I
+    truth = Instances.from_rles(
+        np.ones(int(kept.sum())),
+        record.labels_I[kept],
+        [rle for rle, keep in zip(record.segmentations, kept, strict=True) if keep],
+        data.class_names,
+        data.category_ids,
+        (record.height, record.width),
+    )
+    found = segmenter.predict(image, score=score)
+    return record, panel_sheet(
+        [
+            (f"truth: {len(truth)} objects", truth.draw(image)),
+            (f"prediction: {len(found)} objects, score >= {score:g}", found.draw(image)),
+        ]
+    )
 
 
 def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, seconds: float, epochs: int) -> str:
@@ -168,11 +178,11 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
             f"{data['val_pictures']} pictures with {metrics['objects']} objects, after epoch {metrics['epoch']} "
             f"(chosen for its AP), COCO metrics of masks with {metrics['max_dets']} detections per picture:",
             "",
-            "| " + " | ".join(_METRICS) + " |",
-            "|" + "---|" * len(_METRICS),
-            "| " + " | ".join(number(metrics[name]) for name in _METRICS) + " |",
+            "| " + " | ".join(METRICS) + " |",
+            "|" + "---|" * len(METRICS),
+            "| " + " | ".join(number(metrics[name]) for name in METRICS) + " |",
         ]
     return "\n".join(lines) + "\n"
 
 
-_METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")
+METRICS = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,16 +20,22 @@ from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
 from sotr.model import load
+from sotr.training.backbone_weights import backbone_weights
+from sotr.training.checkpoints import has_checkpoint
+from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
 
 DEFAULTS: dict[str, Any] = {
     "model": "sotr-r50",
+    "backbone_weights": None,
     "recipe": None,
     "epochs": None,
     "batch_size": None,
     "lr": None,
     "image_size": None,
     "suggest": True,
+    "early_stop": None,
+    "max_time": None,
     "seed": 0,
     "max_dets": 100,
     "train_json": None,
@@ -74,6 +81,7 @@ def new_run(
         "advice": list(reasons),
         "seed": arguments["seed"],
         "max_dets": arguments["max_dets"],
+        "max_seconds": seconds_of(arguments["max_time"]),
         "weights": origin,
         "data": {
             "name": Path(data).resolve().name,
@@ -107,6 +115,21 @@ def _advised(
     return advice.config, recipe, advice.reasons
 
 
+def seconds_of(duration: str | None) -> float:
+    """Seconds of a time such as "90s", "45m", "8h" or "1h30m"; 0 for None.
+
+    Raises:
+        SOTRError: it is no such time, or none at all.
+    """
+    if duration is None:
+        return 0.0
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", duration.strip())
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
+        raise SOTRError(f"max_time is {duration!r}; give a time such as 90s, 45m, 8h or 1h30m")
+    return total
+
+
 def default_recipe(model: str) -> str:
     """The bundled recipe that suits a model that has, or has not, been trained before."""
     return "scratch" if model in PRESETS or Path(model).is_file() else "finetune"
@@ -121,7 +144,7 @@ def resolved_recipe(arguments: Mapping[str, Any]) -> Recipe:
     recipe = Recipe.load(arguments["recipe"])
     if arguments["epochs"] is not None:
         recipe = replace(recipe, epochs=arguments["epochs"], iterations=None)
-    for name in ("batch_size", "lr"):
+    for name in ("batch_size", "lr", "early_stop"):
         if arguments[name] is not None:
             recipe = replace(recipe, **{name: arguments[name]})
     return recipe
@@ -151,12 +174,23 @@ def architecture(model: str, data: CocoDataset) -> tuple[SOTRConfig, str]:
     return replace(config, num_classes=classes), f"the weights of {model}"
 
 
-def first_weights(model: str, data: CocoDataset, console: Console) -> dict[str, torch.Tensor] | None:
-    """The weights that a new run starts from if `model` is a trained one; None means random ones.
+def first_weights(run: dict[str, Any], data: CocoDataset, console: Console) -> dict[str, torch.Tensor] | None:
+    """The weights that a new run starts from, of a trained model or for the backbone alone; None means random ones.
 
     Other classes than the folder's need a new class head, which is said on the console and left out here.
+
+    Raises:
+        SOTRError: the weights cannot be had or do not fit, or both a trained model and backbone weights are named.
     """
-    if model in PRESETS or Path(model).is_file():
+    model, source = run["arguments"]["model"], run["arguments"]["backbone_weights"]
+    untrained = model in PRESETS or Path(model).is_file()
+    if source not in (None, "none"):
+        if not untrained:
+            raise SOTRError(f"{model} has weights of its own; leave out --backbone-weights, or name an architecture")
+        tensors, origin = backbone_weights(SOTRConfig.from_dict(run["config"]), source)
+        run["weights"] = f"random weights, the backbone's are {origin}"
+        return tensors
+    if untrained:
         return None
     segmenter = load(model)
     weights: dict[str, torch.Tensor] = segmenter.network.state_dict()
@@ -175,17 +209,19 @@ def _classes(names: tuple[str, ...]) -> str:
     return f"{len(names)} class{'es' if len(names) != 1 else ''} ({some})"
 
 
-def new_folder(out: str | None, data: str, model: str) -> Path:
-    """The folder of a new run.
+def new_folder(out: str | None, data: str, model: str, main: bool) -> Path:
+    """The folder of a new run; the main process may have made it already for the others.
 
     Raises:
         SOTRError: `out` is there already, and not empty.
     """
     if out is not None:
         folder = Path(out)
+        if not main:
+            return folder
         if folder.exists() and not folder.is_dir():
             raise SOTRError(f"{folder} is a file; give a folder with --out")
-        died_at_once = (folder / "run.json").is_file() and not (folder / "checkpoints" / "last.ckpt").is_file()
+        died_at_once = (folder / "run.json").is_file() and not has_checkpoint(folder)
         if folder.is_dir() and any(folder.iterdir()) and not died_at_once:
             raise SOTRError(
                 f"{folder} is not empty; continue that run with --resume, or give another folder with --out"
@@ -198,19 +234,22 @@ def new_folder(out: str | None, data: str, model: str) -> Path:
     return folder
 
 
-def existing_run(out: str | None, data: str, arguments: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+def existing_run(out: str | None, data: str | None, arguments: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The folder and settings of a run to be resumed: `out`, or the newest of this data in the folder runs.
 
     Raises:
         SOTRError: there is no such run, or an argument contradicts it.
     """
-    folder = Path(out) if out is not None else _newest_run(data)
+    if out is None and data is None:
+        raise SOTRError("there is no run to go on with; name its folder with --out")
+    folder = Path(out) if out is not None else _newest_run(str(data))
     path = folder / "run.json"
-    if not path.is_file() or not (folder / "checkpoints" / "last.ckpt").is_file():
+    if not path.is_file() or not has_checkpoint(folder):
         raise SOTRError(f"{folder} holds no run to resume (run.json and checkpoints/last.ckpt); train without --resume")
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        recorded = {name: run["arguments"][name] for name in DEFAULTS}
+        run["arguments"] = recorded = DEFAULTS | run["arguments"]  # an older version knew fewer
+        run.setdefault("max_seconds", 0.0)
         recipe, _ = Recipe.from_dict(run["recipe"]), SOTRConfig.from_dict(run["config"])
     except (ValueError, KeyError, TypeError, SOTRError):
         raise SOTRError(f"{path} is damaged; restore it, or train anew in another folder") from None
@@ -253,7 +292,7 @@ def _refuse(folder: Path, differences: list[str]) -> None:
 
 def _newest_run(data: str) -> Path:
     name = Path(data).resolve().name
-    found = list(Path("runs").glob(f"{name}-*/checkpoints/last.ckpt"))
+    found = [path for path in Path("runs").glob(f"{name}-*/checkpoints/*.ckpt") if has_checkpoint(path.parents[1])]
     if not found:
         raise SOTRError(f"there is no run of {name} in the folder runs to resume; name it with --out")
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
@@ -276,10 +315,13 @@ def _command(data: str, settings: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def surroundings(device: torch.device, precision: str) -> dict[str, Any]:
+def surroundings(devices: Devices, precision: str) -> dict[str, Any]:
     """What a run runs on, for the record: device, precision and versions."""
+    device = devices.device
     name = f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    if devices.total > 1:
+        name = f"{devices.total} x {name}"
     versions = {package: version(package) for package in ("sotr", "torch", "torchvision", "timm", "lightning")}
     return {"device": name, "precision": precision, "versions": versions | {"python": platform.python_version()}}

@@ -1,0 +1,102 @@
+"""Weights for the backbone alone, from ImageNet or wherever the user has them: read strictly, never executed."""
+
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sotr.config import SOTRConfig
+from sotr.errors import SOTRError
+from sotr.network.backbone import Backbone
+
+IMAGENET = "imagenet"
+"""Fetches the weights that timm publishes for the architecture."""
+
+
+def backbone_weights(config: SOTRConfig, source: str) -> tuple[dict[str, Tensor], str]:
+    """Weights for the backbone of a `SOTR`, by their names in its state dict, and where they come from, in words.
+
+    Args:
+        config: the architecture.
+        source: "imagenet", or a .safetensors or PyTorch file of a timm model of the same architecture, with or without
+            its classifier.
+
+    Raises:
+        SOTRError: they cannot be had or read, or do not fit; every tensor of the backbone must be there with its shape,
+            and none that the architecture does not have.
+    """
+    name = config.backbone
+    if source == IMAGENET:
+        tensors, origin = _published(name), f"timm's weights of {name}"
+    else:
+        tensors, origin = _read(Path(source)), f"the weights in {source}"
+    # timm joins the names of some architectures' stages with "_" where the whole model has ".".
+    given = {_plain(key): value for key, value in tensors.items()}
+    with torch.device("meta"):
+        expected = Backbone(name, config.deformable_stages).body.state_dict()
+        whole = {_plain(key) for key in timm.create_model(name, pretrained=False).state_dict()}
+    chosen, missing, misshapen = {}, [], []
+    for key, tensor in expected.items():
+        value = given.get(_plain(key))
+        if value is None:
+            # What a classifier never had: the batches that a norm has counted, the offsets of deformable convolutions.
+            if not key.endswith("num_batches_tracked") and ".offset." not in key:
+                missing.append(key)
+        elif value.shape != tensor.shape:
+            misshapen.append(f"{key} {tuple(value.shape)} instead of {tuple(tensor.shape)}")
+        else:
+            chosen[f"backbone.body.{key}"] = value.to(tensor.dtype)
+    unknown = sorted(set(given) - whole - {_plain(key) for key in expected})
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in (("missing", missing), ("of another shape", misshapen), ("unknown", unknown))
+        if names
+    ]
+    if problems:
+        raise SOTRError(
+            f"{origin} do not fit the backbone {name}: {'; '.join(problems)}; give weights of this timm architecture"
+        )
+    return chosen, origin
+
+
+def _plain(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def _published(name: str) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # no such weights, no network, no space: each library below has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SOTRError(
+            f"the ImageNet weights of {name} could not be had ({reason}); when offline, give a file that was "
+            "downloaded elsewhere with --backbone-weights FILE, or leave it out to start from random weights"
+        ) from None
+    return weights
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise SOTRError(f"{path}: no such file; --backbone-weights takes imagenet, none, or a file of weights")
+    try:
+        content = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise SOTRError(f"{path} is not a sound safetensors file ({error}); copy or download it again") from None
+    except Exception as error:  # torch.load raises whatever the bytes lead to
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise SOTRError(f"{path} is not a file of weights that can be read safely ({reason})") from None
+    if isinstance(content, dict):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), dict):
+                content = content[key]
+                break
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SOTRError(f"{path} holds no table of tensors by name; give the state dict of a timm model")
+    return dict(content)

@@ -1,0 +1,60 @@
+"""Where a run's numbers and pictures go besides its folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
+
+from sotr.errors import SOTRError
+
+LOGGERS = ("wandb", "mlflow")
+"""What `--logger` may be."""
+
+
+def make_loggers(folder: Path, run: Mapping[str, Any], extra: str | None, first_step: int) -> list[Logger]:
+    """The loggers of a run: CSV and TensorBoard in its folder, and perhaps a tracking service.
+
+    Args:
+        folder: the run folder.
+        run: its settings, which a service shows beside the curves.
+        extra: "wandb" or "mlflow"; they find their server and account as always, in their own settings.
+        first_step: steps that the run has made before.
+
+    Raises:
+        SOTRError: there is no such service, or its package is not installed.
+    """
+    purge_step = first_step + 1 if first_step else None
+    loggers: list[Logger] = [
+        CSVLogger(folder / "logs", name="csv"),
+        TensorBoardLogger(folder / "logs", name="tensorboard", version="", purge_step=purge_step),
+    ]
+    if extra is None:
+        return loggers
+    if extra not in LOGGERS:
+        raise SOTRError(f"there is no logger {extra!r}; choose one of {', '.join(LOGGERS)}")
+    try:
+        service: Logger
+        if extra == "wandb":
+            service = WandbLogger(name=run["name"], save_dir=folder / "logs", project="sotr")
+        else:
+            service = MLFlowLogger(experiment_name="sotr", run_name=run["name"])
+    except ModuleNotFoundError:
+        raise SOTRError(f"--logger {extra} needs the package {extra}; install it with: pip install {extra}") from None
+    service.log_hyperparams({name: run[name] for name in ("command", "config", "recipe", "seed", "data")})
+    return [*loggers, service]
+
+
+def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
+    """Show RGB pictures by name in the loggers that can."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for name, picture in pictures.items():
+                logger.experiment.add_image(name, picture, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image("validation", list(pictures.values()), step, caption=list(pictures))
+        elif isinstance(logger, MLFlowLogger):
+            for name, picture in pictures.items():
+                logger.experiment.log_image(logger.run_id, picture, key=name.replace("/", "-"), step=step)

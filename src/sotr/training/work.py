@@ -1,0 +1,360 @@
+"""The work of one run: fitting, validating, finishing."""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import distributed as dist
+
+from sotr.config import SOTRConfig
+from sotr.data.batches import lost_worker, train_loader
+from sotr.data.coco import CocoDataset
+from sotr.data.sampling import EpochSampler
+from sotr.decoding import DecodeOptions
+from sotr.errors import SOTRError
+from sotr.evaluation.coco import Metrics, coco_metrics
+from sotr.evaluation.evaluate import detect
+from sotr.evaluation.tables import class_table
+from sotr.files import atomic_write
+from sotr.model import Segmenter
+from sotr.network import SOTR
+from sotr.training import settings
+from sotr.training.averaging import AveragedWeights
+from sotr.training.callbacks import RunKeeper
+from sotr.training.checkpoints import CheckpointFiles, load_checkpoint, newest_checkpoint, remove_leftovers
+from sotr.training.devices import Devices, share_statistics, whole_weights
+from sotr.training.display import Display, Interrupts, Stop, quiet_lightning
+from sotr.training.html_report import write_report
+from sotr.training.loggers import make_loggers
+from sotr.training.module import LossNotFinite, SOTRModule
+from sotr.training.recipe import Recipe
+from sotr.training.replay import keep_step
+from sotr.training.report import draw_curves, draw_validation, model_card, read_log, spread, truth_beside
+
+FAILED_STEP = "failed-step"
+"""Folder in the run folder that holds a step whose loss was not finite."""
+
+SHOWN_PICTURES, SHOWN_SCORE = 4, 0.3
+"""Pictures that the loggers show after each validation, and the score from which objects are drawn in them."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """The training was stopped by a signal; the message says how to go on from the run's `last.ckpt`.
+
+    Attributes:
+        exit_code: what the process should exit with: 0 after SIGTERM, the way in which schedulers end a job that is
+            meant to be continued; 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """Where a finished training left its results."""
+
+    run: Path
+    """The run folder."""
+    model: Path
+    """The model folder, ready for `sotr.load`."""
+    metrics: dict[str, Any] | None
+    """Metrics of the best validation with its "epoch" (from 1); None without validation pictures."""
+
+
+@dataclass
+class Work:
+    """One run: its folder, settings and data."""
+
+    folder: Path
+    run: dict[str, Any]
+    train_data: CocoDataset
+    val_data: CocoDataset | None
+    devices: Devices
+    workers: int
+    compile: bool
+    logger: str | None
+    console: Console
+
+    def __post_init__(self) -> None:
+        self.config = SOTRConfig.from_dict(self.run["config"])
+        self.recipe = Recipe.from_dict(self.run["recipe"])
+        self.options = DecodeOptions().with_max_objects(self.run["max_dets"])
+        self.devices.check(self.recipe)
+
+    def fit(self, first_weights: Mapping[str, torch.Tensor] | None) -> RunKeeper:
+        """Train to the end, from the run's newest checkpoint if it has one.
+
+        Raises:
+            TrainingInterrupted: a signal asked to stop.
+        """
+        if self.devices.main:
+            remove_leftovers(self.folder)
+        newest = newest_checkpoint(self.folder, self.console.print)
+        first_step = 0 if newest is None else int(newest[1]["global_step"])
+
+        seed, device = self.run["seed"], self.devices.device
+        loader = train_loader(
+            self.train_data,
+            self.config,
+            self.recipe.augmentation,
+            batch_size=self.recipe.batch_size,
+            mask_stride=self.recipe.loss.mask_stride,
+            seed=seed,
+            workers=self.workers,
+            pin_memory=device.type == "cuda",
+            rank=self.devices.rank,
+            ranks=self.devices.total,
+            repeat_below=self.recipe.repeat_below,
+        )
+        total = self.recipe.total_iterations(len(loader))
+        torch.manual_seed(seed)
+        module = SOTRModule(self.config, self.recipe, total, seed, self.compile)
+        if first_weights is not None:
+            module.network.load_state_dict(first_weights, strict=False)  # all, or all but the class head
+
+        display, interrupts = Display(self.console), Interrupts(self.console)
+        average = AveragedWeights(self.recipe.ema_decay) if self.recipe.ema_decay else None
+        validate = None
+        if self.val_data is not None:
+            validate = _Validation(self.val_data, self.options, self.workers, interrupts)
+        assert isinstance(loader.sampler, EpochSampler)
+        log_every = max(1, min(20, len(loader) // 4))
+        keeper = RunKeeper(
+            self.folder,
+            loader.sampler,
+            display,
+            interrupts,
+            validate,
+            average,
+            self.draw_curves if self.devices.main else _nothing,
+            log_every,
+            self.run["max_seconds"],
+        )
+
+        if self.devices.main:
+            settings.write_run(self.folder, self.run)
+        self._say(module, len(loader), first_step)
+        if newest is not None and newest[1]["callbacks"].get(keeper.state_key, {}).get("finished"):
+            keeper.load_state_dict(newest[1]["callbacks"][keeper.state_key])
+            return keeper
+        resume_from = None if newest is None else newest[0]
+        del newest
+
+        with quiet_lightning(), interrupts, display:
+            trainer = pl.Trainer(
+                **self.devices.trainer_arguments(),
+                precision=self.run["precision"],
+                sync_batchnorm=self.recipe.batch_norm == "sync" and self.devices.total > 1,
+                max_epochs=math.ceil(total / len(loader)),
+                gradient_clip_val=self.recipe.clip_norm or None,
+                callbacks=[keeper] if average is None else [average, keeper],
+                logger=make_loggers(self.folder, self.run, self.logger, first_step),
+                plugins=[CheckpointFiles()],
+                log_every_n_steps=1,  # of Lightning's own log, which is not used
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=self.folder,
+            )
+            try:
+                trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+                if keeper.owes_validation:  # of a last epoch, after which there was nothing left to fit
+                    keeper.catch_up(trainer, module.to(device))
+            except torch.OutOfMemoryError as error:
+                raise SOTRError(
+                    f"{device} has not enough memory ({str(error).split('. ')[0]}); lower --batch-size or --image-size"
+                ) from None
+            except LossNotFinite as failure:
+                raise self._failed(module, failure) from None
+            except RuntimeError as error:
+                raise (lost_worker(loader, error) or error) from None
+            except Stop:
+                raise self._interrupted(trainer.global_step, total, interrupts) from None
+        return keeper
+
+    def _failed(self, module: SOTRModule, failure: LossNotFinite) -> SOTRError:
+        folder = self.folder / (FAILED_STEP if module.global_rank == 0 else f"{FAILED_STEP}-{module.global_rank}")
+        keep_step(folder, module, failure, self.run["precision"])
+        return SOTRError(
+            f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; check these "
+            "pictures and their annotations, or lower the learning rate; to see where it begins: "
+            + shlex.join(["sotr", "train", "--replay", str(folder)])
+        )
+
+    def _interrupted(self, step: int, total: int, interrupts: Interrupts) -> TrainingInterrupted:
+        again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
+        finish = again.removesuffix("--resume") + "--finish"
+        return TrainingInterrupted(
+            f"interrupted after step {step} of {total}; to continue: {again}; for a model of what there is: {finish}",
+            exit_code=0 if interrupts.terminated else 130,
+        )
+
+    def _say(self, module: SOTRModule, per_epoch: int, first_step: int) -> None:
+        millions = sum(parameter.numel() for parameter in module.network.parameters()) / 1e6
+        data, names = self.run["data"], self.run["arguments"]
+        self.console.print(
+            f"{self.folder}: {names['model']}, {millions:.1f}M parameters, {self.run['weights']}; "
+            f"recipe {names['recipe']}, {module.total_iterations} steps of {self.recipe.batch_size} pictures, "
+            f"{per_epoch} per epoch; {data['train_pictures']} pictures with {data['train_objects']} objects to train "
+            f"on, {data['val_pictures']} to validate; {self.run['device']}, {self.run['precision']}"
+            + (f"; resuming after step {first_step}" if first_step else "")
+        )
+
+    def draw_curves(self) -> None:
+        """Write curves.png from the logs so far."""
+        draw_curves(read_log(self.folder / "logs" / "csv"), self.folder / "curves.png")
+
+    def keeper_of_checkpoint(self) -> RunKeeper:
+        """What the newest checkpoint of an unfinished run knows, for `finish`.
+
+        Raises:
+            SOTRError: there is no checkpoint that can be read.
+        """
+        newest = newest_checkpoint(self.folder, self.console.print)
+        assert newest is not None  # `existing_run` has looked
+        keeper = RunKeeper(
+            self.folder,
+            EpochSampler(len(self.train_data)),
+            Display(self.console),
+            Interrupts(self.console),
+            None,
+            None,
+            _nothing,
+            1,
+            0.0,
+        )
+        keeper.load_state_dict(newest[1]["callbacks"][keeper.state_key])
+        return keeper
+
+    def finish(self, keeper: RunKeeper) -> TrainingSummary:
+        """Write the model folder, the metrics, the pictures; print the table."""
+        summary = TrainingSummary(self.folder, self.folder / "model", keeper.best)
+        if not self.devices.main:
+            return summary
+        network = SOTR(self.config)
+        weights = self._best_weights(keeper)
+        network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+        segmenter = Segmenter(
+            network,
+            self.train_data.class_names,
+            self.train_data.category_ids,
+            self.options,
+            self.run["name"],
+            self.devices.device,
+            model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
+        )
+        segmenter.save(self.folder / "model")
+        self.draw_curves()
+        if self.val_data is not None and keeper.best is not None:
+            with atomic_write(self.folder / "metrics.json", "w") as file:
+                json.dump(keeper.best, file, indent=2, ensure_ascii=False)
+            draw_validation(segmenter, self.val_data, self.folder / "validation")
+            self.console.print(class_table(keeper.best, f"validation after epoch {keeper.best['epoch']}"))
+        self._write_report(segmenter, keeper)
+        self.console.print(
+            f"the model is in {self.folder / 'model'}; curves, pictures and report.html are in {self.folder}"
+        )
+        return summary
+
+    def _write_report(self, segmenter: Segmenter, keeper: RunKeeper) -> None:
+        with Display(self.console) as display:
+            display.begin("report", self.run["data"]["val_pictures"])
+            write_report(
+                self.folder / "report.html",
+                segmenter,
+                self.val_data,
+                self.run,
+                keeper.best,
+                read_log(self.folder / "logs" / "csv"),
+                keeper.seconds,
+                workers=self.workers,
+                on_pictures=display.advance,
+            )
+
+    def _best_weights(self, keeper: RunKeeper) -> Mapping[str, torch.Tensor]:
+        """Those of the best validation, or the newest if there was none."""
+        if keeper.best is not None:
+            try:
+                best: Mapping[str, torch.Tensor] = load_checkpoint(keeper.best_path)["state_dict"]
+                return best
+            except SOTRError as error:
+                self.console.print(f"{error}; the model gets the newest weights instead")
+        newest = newest_checkpoint(self.folder, self.console.print)
+        assert newest is not None
+        weights: Mapping[str, torch.Tensor] = newest[1]["state_dict"]
+        return weights
+
+
+def _nothing() -> None:
+    """What other processes than the first do after a validation, and nobody while finishing."""
+
+
+class _Validation:
+    """COCO mask AP of a module on the validation pictures, measured as `sotr evaluate` does.
+
+    Several processes share the pictures; each gets the metrics of all of them.
+    """
+
+    def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
+        self._data, self._options, self._workers, self._interrupts = data, options, workers, interrupts
+        self._truth = data.truth()
+
+    def __call__(self, module: SOTRModule, display: Display) -> Metrics:
+        """Measure the weights that the module has now.
+
+        Raises:
+            Stop: a signal asked to.
+        """
+        data, limit = self._data, self._options.max_objects
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+        def on_pictures(count: int) -> None:
+            display.advance(count * ranks)
+            # One process alone must not leave: the others would wait for its part.
+            if ranks == 1 and self._interrupts.number is not None:
+                raise Stop
+
+        display.begin("validation", len(data))
+        share_statistics(module)
+        with whole_weights(module):
+            segmenter = Segmenter(
+                module.network, data.class_names, data.category_ids, self._options, device=module.device
+            )
+            results = detect(
+                segmenter,
+                data,
+                data.category_ids,
+                max_dets=limit,
+                workers=self._workers,
+                on_pictures=on_pictures,
+                pictures=range(module.global_rank, len(data), ranks),
+            )
+        if ranks > 1:
+            parts: list[Any] = [None] * ranks
+            dist.all_gather_object(parts, results)
+            results = [result for part in parts for result in part]
+        return coco_metrics(self._truth, results, max_dets=limit)
+
+    def pictures(self, module: SOTRModule) -> dict[str, NDArray[np.uint8]]:
+        """Some validation pictures, truth beside prediction, for the loggers."""
+        data = self._data
+        with whole_weights(module):
+            segmenter = Segmenter(
+                module.network, data.class_names, data.category_ids, self._options, device=module.device
+            )
+            return {
+                f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]
+                for index in spread(len(data), SHOWN_PICTURES)
+            }

@@ -1,0 +1,182 @@
+"""Two processes do what one does."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sotr.config import SOTRConfig
+from sotr.data.sampling import EpochSampler
+from sotr.errors import SOTRError
+from sotr.learning import Assignment
+from sotr.model import Segmenter
+from sotr.network import SOTR
+from sotr.training import Recipe, train
+from sotr.training.devices import Devices
+from sotr.training.module import shared_normalisers
+from tests.training.conftest import CONFIG
+
+FORK = multiprocessing.get_context("fork")
+# One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
+# of each process's own pictures, so they are left alone.
+RECIPE = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+    "lr": 0.1,
+    "warmup_iterations": 0,
+    "batch_norm": "frozen",
+    "batch_size": 4,
+    "iterations": 1,
+    "precision": "32-true",
+}
+
+
+def _rank(rank: int, port: int, settings: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    train(**settings, devices=2)
+
+
+def train_in_two_processes(settings: dict[str, Any]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [FORK.Process(target=_rank, args=(rank, port, settings)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0, 0]
+
+
+def settings_of(folder: Path, data: Path, **changes: Any) -> dict[str, Any]:
+    (folder / "model.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, **changes}))
+    return {
+        "data": str(data),
+        "model": str(folder / "model.yaml"),
+        "recipe": str(folder / "recipe.yaml"),
+        "device": "cpu",
+        "workers": 0,
+        "quiet": True,
+    }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("empty_rank", [False, True])
+def test_two_batches_of_two_give_the_gradients_of_one_of_four(
+    coco_folder: Path, tmp_path: Path, empty_rank: bool
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(coco_folder, data)
+    content = json.loads((data / "train.json").read_text())
+    seed = 0
+    if empty_rank:  # the pictures of the first process have no objects
+        order = [index for _, index in EpochSampler(8, seed, batch_size=4)]
+        empty = {content["images"][index]["id"] for index in order[:2]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
+        (data / "train.json").write_text(json.dumps(content))
+    # A crop, so that the order is that of the sampler alone.
+    augmentation = {"scale": [0.9, 1.1], "crop": 64}
+    settings = settings_of(tmp_path, data, augmentation=augmentation)
+    settings |= {"train_json": str(data / "train.json"), "seed": seed}
+    train(**settings, out=str(tmp_path / "one"))
+    train_in_two_processes(settings | {"out": str(tmp_path / "two")})
+
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.manual_seed(seed)
+    start = {
+        f"network.{name}": value
+        for name, value in SOTR(SOTRConfig.from_dict({**CONFIG, "num_classes": 3})).state_dict().items()
+    }
+    moved = 0
+    for name, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(two[name] - start[name], value - start[name], rtol=2e-3, atol=2e-6, msg=name)
+            moved += int(not torch.equal(value, start[name]))
+    assert moved > 20
+
+
+def test_two_processes_validate_like_one(coco_folder: Path, tmp_path: Path) -> None:
+    """With a network that takes the whole picture for an object of some class, and pictures where that is true."""
+    data = tmp_path / "data"
+    shutil.copytree(coco_folder, data)
+    for split in ("train", "val"):
+        content = json.loads((data / f"{split}.json").read_text())
+        classes = (3, 17, 90)
+        content["annotations"] = []
+        for number, image in enumerate(content["images"]):
+            w, h = image["width"], image["height"]
+            polygon = [0, 0, w, 0, w, h, 0, h]
+            annotation = {"id": number + 1, "image_id": image["id"], "category_id": classes[number % 3], "iscrowd": 0}
+            content["annotations"].append({**annotation, "segmentation": [polygon]})
+        content["images"] = content["images"][:3] if split == "val" else content["images"]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (data / f"{split}.json").write_text(json.dumps(content))
+
+    torch.manual_seed(1)
+    network = SOTR(SOTRConfig.from_dict({**CONFIG, "num_classes": 3}))
+    with torch.no_grad():
+        network.kernel_head.bias.fill_(1.0)
+        network.class_head.weight.normal_(std=0.3)
+        network.class_head.bias.zero_()
+    Segmenter(network, ("disc", "box", "bar"), (3, 17, 90)).save(tmp_path / "model")
+    settings = settings_of(tmp_path, data, lr=1e-30) | {"model": str(tmp_path / "model")}
+    one = train(**settings, out=str(tmp_path / "one"))
+    train_in_two_processes(settings | {"out": str(tmp_path / "two")})
+    found = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert found == one.metrics
+    assert found["detections"] > 3
+    assert found["AP"] > 0.05
+    assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
+
+
+def test_one_process_counts_for_itself() -> None:
+    empty = torch.zeros(0, dtype=torch.long)
+    assignment = Assignment(torch.zeros(1, 4, dtype=torch.long), empty, empty, (0,), 0)
+    assert shared_normalisers(assignment, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 5),  # torchrun
+        ({"NODE_RANK": "1", "LOCAL_RANK": "2"}, 6),  # Lightning's own launcher
+        ({"SLURM_PROCID": "3"}, 3),
+        ({}, 0),
+    ],
+)
+def test_the_rank_is_the_launchers(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], rank: int) -> None:
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    devices = Devices(torch.device("cpu"), per_node=4, nodes=2)
+    assert devices.rank == rank
+    assert devices.main is (rank == 0)
+    assert Devices(torch.device("cpu")).rank == 0  # a single device is nobody's part
+
+
+def test_settings_that_several_devices_cannot_follow() -> None:
+    recipe = Recipe(epochs=1, batch_size=8, batch_norm="sync")
+    with pytest.raises(SOTRError, match=r"batch_norm 'sync' needs CUDA"):
+        Devices(torch.device("cpu"), per_node=2).check(recipe)
+    with pytest.raises(SOTRError, match=r"cannot be shared out evenly to 3 devices"):
+        Devices(torch.device("cpu"), per_node=3).check(recipe)
+    Devices(torch.device("cpu")).check(recipe)
