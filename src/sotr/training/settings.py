@@ -51,7 +51,7 @@ def new_run(
     arguments: Mapping[str, Any],
     train_data: CocoDataset,
     val_data: CocoDataset | None,
-    device: torch.device,
+    used: Devices,
 ) -> dict[str, Any]:
     """The full settings of a new run: plain values, ready for `run.json`.
 
@@ -67,7 +67,7 @@ def new_run(
         # The cap of the longest edge keeps its proportion to the shortest.
         longest = round(config.max_image_size * size / config.image_size)
         config = replace(config, image_size=size, max_image_size=longest)
-    config, recipe, reasons = _advised(arguments, config, train_data, device)
+    config, recipe, reasons = _advised(arguments, config, train_data, used)
     if not 0 <= arguments["seed"] < 2**63:
         raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")
     if arguments["max_dets"] < 1:
@@ -96,18 +96,19 @@ def new_run(
 
 
 def _advised(
-    arguments: Mapping[str, Any], config: SOTRConfig, train_data: CocoDataset, device: torch.device
+    arguments: Mapping[str, Any], config: SOTRConfig, train_data: CocoDataset, used: Devices
 ) -> tuple[SOTRConfig, Recipe, tuple[str, ...]]:
     """Architecture and recipe as `suggest` would have them, and its reasons; what was chosen by hand stays."""
     recipe, model = resolved_recipe(arguments), arguments["model"]
     if not arguments["suggest"] or model not in PRESETS:
         return config, recipe, ()
-    chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model)
+    # Several processes would each look at the memory of their own device, and might not agree.
+    chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model) or used.total > 1
     advice = suggest(
         train_data,
         config,
         None if chosen else recipe.batch_size,
-        device,
+        used.device,
         fixed_size=arguments["image_size"] is not None,
     )
     if advice.batch_size is not None:

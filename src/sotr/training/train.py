@@ -142,7 +142,7 @@ def train(
     if continued:
         settings.check_same_data(folder, run, train_data, val_data)
     else:
-        run = settings.new_run(folder, data, arguments, train_data, val_data, used.device)
+        run = settings.new_run(folder, data, arguments, train_data, val_data, used)
         for reason in run["advice"]:
             console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")
         first_weights = settings.first_weights(run, train_data, console)
