@@ -146,7 +146,11 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("copy in the other split", copied("train_000001.jpg", "val_000001.jpg"), "shared between splits"),
     ("saved otherwise", saved_otherwise("train_000001.jpg", "train_000002.jpg"), "similar pictures"),
     ("otherwise in the other split", saved_otherwise("train_000001.jpg", "val_000001.jpg"), "similar across splits"),
-    ("only crowds", lambda data: edit(data, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]), "no objects"),
+    (
+        "only crowds to learn",
+        lambda data: edit(data, lambda c: [a.update(iscrowd=1) for a in c["annotations"]]),
+        "no objects",
+    ),
     ("categories differ", lambda data: edit(data, lambda c: c["categories"].pop(), "val"), "categories"),
     ("no JSON", lambda data: (data / "val.json").write_text("{"), "file"),
 ]

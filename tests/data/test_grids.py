@@ -53,9 +53,13 @@ def test_fit_is_what_assign_does(seed: int, count: int, fraction: float) -> None
 
 
 def test_a_good_fit_needs_no_advice(tmp_path: Path) -> None:
-    data = shapes(tmp_path, height=384, width=512, max_objects=4)
+    data = of_one_size(shapes(tmp_path, height=384, width=512, max_objects=4), 60)
     advice = suggest(data, NANO, 8, CPU)
     assert (advice.config, advice.batch_size, advice.reasons) == (NANO, 8, ())
+
+
+def of_one_size(data: CocoDataset, side: int) -> CocoDataset:
+    return replace(data, boxes=np.tile([[10, 10, 10 + side, 10 + side]], (len(data.labels), 1)))
 
 
 def shapes(folder: Path, **options: int) -> CocoDataset:
@@ -93,7 +97,7 @@ def test_sizes_that_no_level_learns_widen_the_ranges(tmp_path: Path) -> None:
 
 
 def test_memory_bounds_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = shapes(tmp_path, height=384, width=512, max_objects=4)
+    data = of_one_size(shapes(tmp_path, height=384, width=512, max_objects=4), 60)
     each = picture_memory(NANO, 384, 512)
     assert 50e6 < each < 5e9
     assert picture_memory(NANO, 768, 512) == pytest.approx(2 * each, rel=0.25)
@@ -107,7 +111,6 @@ def test_memory_bounds_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_large_objects_in_small_pictures_are_not_enlarged(tmp_path: Path) -> None:
     data = shapes(tmp_path, height=128, width=160, min_objects=1, max_objects=1)
-    big = replace(data, boxes=np.tile([[10, 10, 90, 90]], (len(data.labels), 1)))
-    advice = suggest(big, NANO, None, CPU)
+    advice = suggest(of_one_size(data, 80), NANO, None, CPU)
     assert advice.config.image_size == 192  # half the preset's
     assert "large enough as they are" in advice.reasons[0]

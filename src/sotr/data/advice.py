@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,10 +14,10 @@ from sotr.data.coco import CocoDataset
 from sotr.data.grids import Objects, fit_to_grids, input_sizes, objects_of
 from sotr.network import SOTR
 
-SMALLEST = 4 * MASK_STRIDE
-"""Pixels that the side of all but a tenth of the objects should have: four of the mask's own."""
+SMALLEST = 3 * MASK_STRIDE
+"""Pixels that the side of all but a tenth of the objects should have: three of the mask's own."""
 
-CLEAR = 2 * SMALLEST
+CLEAR = 3 * SMALLEST
 """Objects of this side lose nothing when their picture is not enlarged."""
 
 LARGER = 1.5
@@ -25,10 +26,13 @@ LARGER = 1.5
 SMALLER = 0.5
 """Nor smaller than this."""
 
+WORTH_IT = 0.15
+"""Image sizes that differ less than this from the preset's are not suggested."""
+
 FINER = (1.25, 1.5, 2.0)
 """Factors by which grids are made finer, as far as need be."""
 
-LOST = 0.01
+LOST = 0.05
 """Share of the objects that may lose all their cells to smaller ones before grids are made finer."""
 
 MEMORY = 0.7
@@ -88,7 +92,7 @@ def _image_size(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOT
     else:
         return config
     size = math.ceil(wanted / INPUT_DIVISOR) * INPUT_DIVISOR
-    if size == config.image_size or (size < config.image_size) != (small >= SMALLEST):
+    if abs(size / config.image_size - 1) < WORTH_IT or (size < config.image_size) != (small >= SMALLEST):
         return config
     reasons.append(f"image size {size} instead of {config.image_size}: {reason}")
     return replace(config, image_size=size, max_image_size=round(config.max_image_size * size / config.image_size))
@@ -155,6 +159,7 @@ def _batch_size(
     return fitting
 
 
+@lru_cache
 def picture_memory(config: SOTRConfig, height: int, width: int) -> int:
     """About how many bytes training takes for each picture of this size (multiples of 32), in single precision.
 

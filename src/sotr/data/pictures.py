@@ -28,6 +28,9 @@ SIDE = 16
 SIMILAR = 1.5
 """Thumbnails that differ by no more grey levels than this, on average, are of the same picture."""
 
+FLAT = 4
+"""Thumbnails of less contrast than this, as a standard deviation of grey levels, are like nothing."""
+
 _ALONE_UP_TO = 32
 """So many pictures are opened before other processes would have been started."""
 
@@ -179,7 +182,7 @@ def similar_pairs(thumbnails_NP: NDArray[np.uint8]) -> NDArray[np.int64]:
     """(pairs, 2), each ascending: pictures that look alike, such as one picture saved in two ways or sizes.
 
     Candidates agree in one of four parts of a hash of the thumbnail's gradients, and are then compared pixel by pixel,
-    relative to their contrast. Flat pictures look like nothing but themselves.
+    relative to their contrast.
     """
     count = len(thumbnails_NP)
     if count < 2:
@@ -199,6 +202,7 @@ def similar_pairs(thumbnails_NP: NDArray[np.uint8]) -> NDArray[np.int64]:
             for start in range(0, len(first), 2**16):
                 a, b = first[start : start + 2**16], second[start : start + 2**16]
                 difference = np.abs(thumbnails_NP[a].astype(np.int16) - thumbnails_NP[b]).mean(1)
-                alike = difference <= np.minimum(SIMILAR, 0.1 * np.minimum(contrast[a], contrast[b]))
+                least = np.minimum(contrast[a], contrast[b])
+                alike = (difference <= np.minimum(SIMILAR, 0.1 * least)) & (least >= FLAT)
                 found.append(np.stack([np.minimum(a[alike], b[alike]), np.maximum(a[alike], b[alike])], 1))
     return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)

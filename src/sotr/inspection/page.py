@@ -89,7 +89,7 @@ def _plots(report: DataReport, checked: Mapping[str, CheckedSplit], model: str) 
     ordered = sorted(names, key=lambda name: -totals[name])
     shown = ordered[:40]
     title = "Objects per class" + (f" (the {len(shown)} most frequent of {len(ordered)})" if len(ordered) > 40 else "")
-    figures.append(bars(title, shown, {s: [v["classes"].get(n, 0) for n in shown] for s, v in report.splits.items()}))
+    classes = bars(title, shown, {s: [v["classes"].get(n, 0) for n in shown] for s, v in report.splits.items()})
     sides = {split: part.objects.sides_A for split, part in checked.items()}
     figures.append(histogram("Object side in the file, px", sides, log=True))
     if report.fit:
@@ -97,9 +97,7 @@ def _plots(report: DataReport, checked: Mapping[str, CheckedSplit], model: str) 
         fitted = {"train" if "train" in checked else next(iter(checked)): report.input_sides_A}
         figures.append(
             histogram(f"Object side in the input of {model}, px, and its levels' scale ranges", fitted, True, bands)
-        )
-        figures.append(
-            f"<p class=note>{report.fit['no_level']} of {report.fit['objects']} objects are of no level's size; "
+            + f"<p class=note>{report.fit['no_level']} of {report.fit['objects']} objects are of no level's size; "
             f"{report.fit['no_cell']} lose all their cells to smaller ones; {report.fit['cells_contested']} of "
             f"{report.fit['cells_claimed']} claimed cells are claimed more than once.</p>"
         )
@@ -114,7 +112,8 @@ def _plots(report: DataReport, checked: Mapping[str, CheckedSplit], model: str) 
             {split: np.asarray(part.data.sizes_N2)[:, ::-1] for split, part in checked.items()},
         )
     )
-    return "<h2>Plots</h2>" + _legend(list(report.splits)) + "<div class=plots>" + "".join(figures) + "</div>"
+    boxes = "".join(f"<div>{figure}</div>" for figure in [*figures, classes])
+    return f"<h2>Plots</h2>{_legend(list(report.splits))}<div class=plots>{boxes}</div>"
 
 
 def _legend(splits: Sequence[str]) -> str:
@@ -188,8 +187,8 @@ td:first-child { text-align: left; color: #555; } tr { border-bottom: 1px solid 
 .note { color: #666; font-size: 13px; } .good { color: #00695c; } .bad, .harmful { color: #b3261e; }
 .harmless { color: #8a6100; } details { margin: 6px 0; } summary { cursor: pointer; }
 details ul { max-height: 240px; overflow: auto; font-size: 13px; overflow-wrap: anywhere; }
-.plots { display: flex; flex-wrap: wrap; gap: 24px; } .plots svg { width: 560px; max-width: 100%; }
-.plots > .note { width: 100%; margin: -8px 0 0; }
+.plots { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 24px; } .plots div { width: 560px; }
+.plots svg { width: 100%; }
 .samples { display: flex; flex-wrap: wrap; gap: 14px; } figure { margin: 0; width: 270px; }
 figure img { width: 100%; display: block; } figcaption { font-size: 12px; color: #555; overflow-wrap: anywhere; }
 </style></head><body>

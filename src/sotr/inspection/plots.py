@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 COLOURS = {"train": "#00798c", "val": "#edae49"}
 """Of the splits."""
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 280, 52, 30, 28, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 280, 52, 30, 28, 24
 BANDS = ("#d1495b", "#00798c", "#7b5ea7", "#3d8b37", "#555555")
 
 
@@ -30,7 +30,7 @@ def bars(title: str, names: Sequence[str], values: Mapping[str, Sequence[int]]) 
             length = (WIDTH - label - 60) * math.sqrt(counts[i] / largest)
             y = top + 1 + j * thick
             parts.append(_rect(label, y, length, thick - 1, COLOURS[split]))
-            size = min(11, thick + 2)
+            size = min(11, thick + 1)
             parts.append(
                 f'<text x="{label + length + 4:.1f}" y="{y + thick - 1.5:.1f}" font-size="{size:.0f}" '
                 f'fill="#555">{counts[i]:,}</text>'

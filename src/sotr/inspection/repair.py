@@ -155,7 +155,7 @@ class _Repair:
             self._say("annotation", entry, "left out: the object is labelled twice")
             return None
         if entry.get("iscrowd", 0) not in (0, 1):
-            crowd = int(bool(entry["iscrowd"]))
+            crowd = int(isinstance(entry.get("segmentation"), dict))  # COCO writes crowds as RLE, objects as polygons
             self._say("annotation", entry, f"iscrowd was {show(entry['iscrowd'])}, now {crowd}")
             entry["iscrowd"] = crowd
         return self._mend_mask(entry, own_id, sizes[entry["image_id"]], scales.get(entry["image_id"]))
