@@ -54,6 +54,18 @@ class Page:
     def choose(self, name: str, content: bytes, kind: str = "") -> None:
         self.page.set_input_files("#file", files=[{"name": name, "mimeType": kind, "buffer": content}])
 
+    def bring(self, event: str, name: str, content: str) -> None:
+        """Drop or paste a file, whose content is a JavaScript expression."""
+        kind, field = {"drop": ("DragEvent", "dataTransfer"), "paste": ("ClipboardEvent", "clipboardData")}[event]
+        self.page.evaluate(
+            f"""async () => {{
+                const data = new DataTransfer();
+                data.items.add(new File([{content}], "{name}", {{ type: "image/png" }}));
+                const options = {{ {field}: data, bubbles: true, cancelable: true }};
+                document.body.dispatchEvent(new {kind}("{event}", options));
+            }}"""
+        )
+
     def wait_for(self, selector: str, text: str) -> None:
         playwright.expect(self.page.locator(selector)).to_have_text(text, timeout=PATIENCE)
 
@@ -202,7 +214,7 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
     asked = page.predictions()
     page.choose("empty.png", b"", "image/png")
     page.wait_for("#problem-text", "“empty.png” is empty.")
-    page.choose("large.png", bytes(33_000_000), "image/png")
+    page.bring("drop", "large.png", "new Uint8Array(33e6)")
     page.wait_for("#problem-text", "“large.png” has 33.0 MB; this server takes up to 32 MB.")
     assert page.predictions() == asked
 
@@ -232,16 +244,8 @@ def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(
     page.page.locator("#score").fill("0.5")
     assert abs(int(page.text("#count").split()[0]) - certain) <= 0.1 * certain
 
-    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
-        page.page.evaluate(
-            """async ([event, field, name]) => {
-                const data = new DataTransfer();
-                data.items.add(new File([await (await fetch("sample")).blob()], name, { type: "image/png" }));
-                const Kind = event === "drop" ? DragEvent : ClipboardEvent;
-                document.body.dispatchEvent(new Kind(event, { [field]: data, bubbles: true, cancelable: true }));
-            }""",
-            [event, field, f"{event}.png"],
-        )
+    for event in ("drop", "paste"):
+        page.bring(event, f"{event}.png", "await (await fetch('sample')).blob()")
         page.page.wait_for_selector(f"#view[aria-label^='{event}.png']")
 
 
