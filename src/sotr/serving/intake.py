@@ -105,10 +105,8 @@ async def _from_form(request: Request, limits: Limits) -> bytes:
 
 async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncGenerator[bytes, None]:
     """The body piece by piece; counted, because a client's Content-Length need not be there, nor be true."""
-    too_large = RequestError(
-        413, "body_too_large", f"the picture's file is larger than this server's limit of {_megabytes(max_bytes)}; "
-        "shrink it, or save it as JPEG"
-    )  # fmt: skip
+    message = f"the picture's file is larger than this server's limit of {_megabytes(max_bytes)}; shrink it"
+    too_large = RequestError(413, "body_too_large", message)
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > max_bytes + overhead:
         raise too_large
@@ -121,8 +119,9 @@ async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                message = f"nothing of the picture came for {PAUSE:.0f} s; send it again"
-                raise RequestError(408, "too_slow", message) from None
+                raise RequestError(
+                    408, "too_slow", f"nothing of the picture came for {PAUSE:.0f} s; send it again"
+                ) from None
             received += len(chunk)
             if received > max_bytes + overhead:
                 raise too_large
