@@ -163,20 +163,9 @@ class Segmenter(
         options = self._options(score, max_objects)
         if tile is not None:
             check_tiles(tile, overlap)
-
-            def in_tiles(picture: ImageSource) -> Instances:
-                def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
-                    return self._predict_batch(tiles, options)
-
-                names, ids = self.class_names, self.category_ids
-                with open_picture(picture) as opened:
-                    return segment_tiles(
-                        predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
-                    )
-
             if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-                return in_tiles(pictures)
-            return [in_tiles(picture) for picture in pictures]
+                return self._predict_tiles(pictures, tile, overlap, batch_size, options)
+            return [self._predict_tiles(picture, tile, overlap, batch_size, options) for picture in pictures]
         if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
             return self._predict_batch([pictures], options)[0]
         results: list[Instances] = []
@@ -196,6 +185,18 @@ class Segmenter(
             # More candidates than objects, for Matrix NMS weeds some out.
             options = options.with_max_objects(max_objects)
         return options
+
+    def _predict_tiles(
+        self, picture: ImageSource, tile: int, overlap: float, batch_size: int, options: DecodeOptions
+    ) -> Instances:
+        def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
+            return self._predict_batch(tiles, options)
+
+        names, ids = self.class_names, self.category_ids
+        with open_picture(picture) as opened:
+            return segment_tiles(
+                predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
+            )
 
     @torch.inference_mode()
     def _predict_batch(self, pictures: Sequence[ImageSource], options: DecodeOptions) -> list[Instances]:
