@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from sotr.errors import SOTRError
 from sotr.instances import Instances
 from sotr.prediction import predict
 from sotr.prediction.video_files import Frame, Video, film, open_video
-from tests.prediction.blobs import Blobs
+from tests.prediction.blobs import Blobs, files_of_at_most
 
 pytest.importorskip("trackers", reason="needs trackers: pip install 'sotr[video]'")
 
@@ -139,14 +138,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     clip, out = render(tmp_path / "clip.mp4", "mp4v"), tmp_path / "out"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        # A limit of the size of files stands for the disk's end.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-        with pytest.raises(SOTRError, match=r"cannot write to .*; choose another folder with --out"):
-            predict([clip], Blobs(), out, quiet=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        files_of_at_most(2000),
+        pytest.raises(SOTRError, match=r"cannot write to .*; choose another folder with --out"),
+    ):
+        predict([clip], Blobs(), out, quiet=True)
     assert list(out.iterdir()) == []
 
 
