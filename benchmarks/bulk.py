@@ -3,7 +3,7 @@
     python benchmarks/bulk.py --pictures 100
 
 Segments the same pictures twice: with a model that finds 30 objects at once, which leaves reading and writing, and with
-a real model. Prints pictures per second, and the processor's time per picture, which other work hardly changes.
+a real one. Prints pictures per second, and the processor's time per picture, which other work hardly changes.
 """
 
 import tempfile

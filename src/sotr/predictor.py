@@ -93,13 +93,17 @@ class Predictor(ABC, Generic[Prepared]):
             check_tiles(tile, overlap)
 
             def in_tiles(picture: ImageSource) -> Instances:
-                def predict(tiles: Sequence[ImageSource]) -> list[Instances]:
-                    return self.segment([self.prepare(tile) for tile in tiles], score=score, max_objects=max_objects)
-
-                names, ids = self.class_names, self.category_ids
                 with open_picture(picture) as opened:
                     return segment_tiles(
-                        predict, opened, tile, overlap, class_names=names, category_ids=ids, batch_size=batch_size
+                        lambda tiles: self.segment(
+                            [self.prepare(tile) for tile in tiles], score=score, max_objects=max_objects
+                        ),
+                        opened,
+                        tile,
+                        overlap,
+                        class_names=self.class_names,
+                        category_ids=self.category_ids,
+                        batch_size=batch_size,
                     )
 
             if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):

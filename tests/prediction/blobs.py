@@ -1,6 +1,8 @@
-"""A model that needs no training: it takes bright things for objects, by their colour."""
+"""A model that needs no training, and a disk that is soon full."""
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -36,3 +38,14 @@ class Blobs:
         colors = np.array([image[mask].mean(0) for mask in masks]).reshape(-1, 3)
         found = Instances.from_masks(colors.max(1) / 255, colors.argmax(1), masks, self.class_names, self.category_ids)
         return found.filter(score)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file can be written beyond so many bytes: what a full disk does, without filling one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -15,7 +15,7 @@ from PIL import Image
 from sotr.errors import SOTRError
 from sotr.prediction import predict
 from sotr.prediction.shards import Shard, choose_shard
-from tests.prediction.blobs import Blobs
+from tests.prediction.blobs import Blobs, files_of_at_most
 
 
 def save_picture(path: Path, seed: int) -> Path:
@@ -128,6 +128,22 @@ def test_a_killed_process_loses_and_repeats_nothing(folder: Path, tmp_path: Path
     summary = predict([folder], Blobs(), out, score=0.0, shards=1, chunk_size=4, quiet=True)
     assert summary.pictures == 11 - done
     assert [line["file_name"] for line in lines_below(out)] == [str(path) for path in sorted(folder.iterdir())]
+
+
+def test_a_full_disk_loses_nothing_that_was_done(folder: Path, tmp_path: Path) -> None:
+    with files_of_at_most(1500), pytest.raises(SOTRError, match=r"cannot write to .*choose another folder"):
+        predict([folder], Blobs(), tmp_path / "out", score=0.0, shards=1, quiet=True)
+    again = predict([folder], Blobs(), tmp_path / "out", score=0.0, shards=1, quiet=True)
+    assert 0 < again.pictures < 11
+    assert [line["file_name"] for line in lines_below(tmp_path / "out")] == [
+        str(path) for path in sorted(folder.iterdir())
+    ]
+
+
+def test_a_full_disk_leaves_no_half_written_file(folder: Path, tmp_path: Path) -> None:
+    with files_of_at_most(1500), pytest.raises(SOTRError, match=r"cannot write to .*choose another folder"):
+        predict([folder], Blobs(), tmp_path / "out", score=0.0, overlays=False, quiet=True)
+    assert contents(tmp_path / "out") == {}
 
 
 def test_results_of_something_else_are_not_mixed_in(folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Videos: objects keep their numbers from frame to frame, and what is written can be read."""
 
 import csv
+import itertools
 import json
-import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,9 +17,10 @@ from pycocotools import mask as coco_mask
 
 from sotr.cli import run
 from sotr.errors import SOTRError
+from sotr.instances import Instances
 from sotr.prediction import predict
-from sotr.prediction.video_files import film, open_video
-from tests.prediction.blobs import Blobs
+from sotr.prediction.video_files import Frame, Video, film, open_video
+from tests.prediction.blobs import Blobs, files_of_at_most
 
 pytest.importorskip("trackers", reason="needs trackers: pip install 'sotr[video]'")
 
@@ -134,15 +138,59 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     clip, out = render(tmp_path / "clip.mp4", "mp4v"), tmp_path / "out"
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        # A limit of the size of files stands for the disk's end.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-        with pytest.raises(SOTRError, match=r"cannot write to .*; choose another folder with --out"):
-            predict([clip], Blobs(), out, quiet=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        files_of_at_most(2000),
+        pytest.raises(SOTRError, match=r"cannot write to .*; choose another folder with --out"),
+    ):
+        predict([clip], Blobs(), out, quiet=True)
     assert list(out.iterdir()) == []
+
+
+def test_a_camera_ends_with_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Blobs):
+        """Ctrl-C is pressed while the seventh frame is in the network."""
+
+        calls = 0
+
+        def predict(self, pictures: Sequence[NDArray[np.uint8]], **settings: Any) -> list[Instances]:
+            self.calls += len(pictures)
+            if self.calls > 6:
+                raise KeyboardInterrupt
+            return super().predict(pictures, **settings)
+
+    @contextmanager
+    def camera(index: int) -> Iterator[Video]:
+        assert index == 0
+        yield Video((Frame(number, number / 10, scene(number)) for number in itertools.count()), 10.0, None)
+
+    # There is no camera here; what it shows is drawn.
+    monkeypatch.setattr("sotr.prediction.videos.open_camera", camera)
+    summary = predict(["0"], Interrupted(), tmp_path, quiet=True)
+    assert (summary.pictures, summary.failures) == (6, [])
+    assert len((tmp_path / "camera-0.frames.jsonl").read_text().splitlines()) == 6
+    with open_video(tmp_path / "camera-0.overlay.mp4") as video:
+        assert len(list(video.frames)) == 6
+    clip = render(tmp_path / "clip.mp4", "mp4v", frames=9)
+    with pytest.raises(KeyboardInterrupt):
+        predict([clip], Interrupted(), tmp_path / "out", quiet=True)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_frames_in_tiles(tmp_path: Path) -> None:
+    clip = render(tmp_path / "clip.avi", "MJPG", frames=3)
+    for tile in (None, 64):
+        out = tmp_path / str(tile)
+        assert predict([clip], Blobs(), out, tile=tile, overlays=False, quiet=True).objects == 6
+    lines = [(tmp_path / name / "clip.frames.jsonl").read_text().splitlines() for name in ("None", "64")]
+    masks = [[[entry["segmentation"] for entry in json.loads(line)["objects"]] for line in text] for text in lines]
+    assert masks[0] == masks[1]
+
+
+def test_masks_of_a_video_are_refused(tmp_path: Path) -> None:
+    clip = render(tmp_path / "clip.avi", "MJPG", frames=1)
+    for settings in ({"masks": True}, {"csv": True}):
+        with pytest.raises(SOTRError, match=r"masks and csv are of pictures; .*frames\.jsonl"):
+            predict([clip], Blobs(), tmp_path / "out", **settings)
 
 
 def test_odd_sides_and_uneven_times(tmp_path: Path) -> None:

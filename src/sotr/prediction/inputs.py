@@ -1,5 +1,6 @@
 """What is to be segmented: pictures, lists of them, videos and cameras."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,10 @@ class Inputs:
         Raises:
             SOTRError: an input does not exist or holds no pictures; files that a list names are not looked for.
         """
-        return list(dict.fromkeys(Path(name) for name in self.names()))
+        found: dict[str, Path] = {}
+        for name in self.names():
+            found.setdefault(os.path.abspath(name), Path(name))
+        return list(found.values())
 
     def names(self) -> Iterator[str]:
         """The paths of all pictures as they come; lists are read line by line.

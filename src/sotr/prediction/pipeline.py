@@ -18,7 +18,7 @@ from sotr.data.images import MAX_PIXELS, load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
 from sotr.predictor import Predictor
-from sotr.tiling import open_picture, segment_tiles
+from sotr.tiling import TilePicture, check_tiles, open_picture, segment_tiles
 
 READERS = min(4, os.cpu_count() or 1)
 """Threads that read pictures."""
@@ -38,8 +38,41 @@ class Segmentation:
     tile: int | None
     overlap: float
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """The objects of pictures, or of tiles."""
+    def check(self) -> None:
+        """Refuse settings that are out of range.
+
+        Raises:
+            SOTRError: names the setting.
+        """
+        if self.tile is not None:
+            check_tiles(self.tile, self.overlap)
+        self._predict([])
+
+    def of_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+        """The objects of HW3 uint8 RGB pictures."""
+        if self.tile is None:
+            return self._predict(images)
+        found = []
+        for image in images:
+            with open_picture(image) as picture:
+                found.append(self.of_picture(picture))
+        return found
+
+    def of_picture(self, picture: TilePicture, progress: Callable[[float], None] | None = None) -> Instances:
+        """The objects of one picture in tiles; see `segment_tiles` for `progress`."""
+        assert self.tile is not None
+        return segment_tiles(
+            self._predict,
+            picture,
+            self.tile,
+            self.overlap,
+            class_names=self.model.class_names,
+            category_ids=self.model.category_ids,
+            batch_size=self.batch_size,
+            progress=progress,
+        )
+
+    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
         return self.model.predict(images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size)
 
 
@@ -49,7 +82,7 @@ class Segmented:
 
     path: Path
     image: NDArray[np.uint8] | None
-    """HW3 uint8 RGB; None if it could not be read, or is too large to be drawn on."""
+    """HW3 uint8 RGB; None if it could not be read, is not wanted, or is too large to be drawn on."""
     instances: Instances | None
     """None if it could not be read."""
     error: str = ""
@@ -80,7 +113,7 @@ class Waits:
 
 
 def segment_files(
-    segmentation: Segmentation, paths: Iterable[Path], waits: Waits, progress: Callable[[float], None]
+    segmentation: Segmentation, paths: Iterable[Path], waits: Waits, progress: Callable[[float], None], draw: bool
 ) -> Iterator[Segmented]:
     """Segment picture files in order; memory holds a few pictures, whatever their number.
 
@@ -89,10 +122,11 @@ def segment_files(
         paths: the files.
         waits: is added to.
         progress: called with the pictures, or parts of one, that were done since the last call.
+        draw: whether the pictures themselves are wanted.
     """
     if segmentation.tile is not None:
         for path in paths:
-            yield _in_tiles(segmentation, path, waits, progress)
+            yield _in_tiles(segmentation, path, waits, progress, draw)
         return
     loaded = _read_ahead(paths, segmentation.batch_size + READERS)
     while True:
@@ -101,17 +135,18 @@ def segment_files(
         if not batch:
             return
         with waits.timing("network"):
-            found = iter(segmentation.predict([picture.image for picture in batch if picture.image is not None]))
+            found = iter(segmentation.of_images([picture.image for picture in batch if picture.image is not None]))
         for picture in batch:
             if picture.image is None:
                 yield picture
             else:
-                yield Segmented(picture.path, picture.image, next(found))
+                yield Segmented(picture.path, picture.image if draw else None, next(found))
         progress(len(batch))
 
 
-def _in_tiles(segmentation: Segmentation, path: Path, waits: Waits, progress: Callable[[float], None]) -> Segmented:
-    assert segmentation.tile is not None
+def _in_tiles(
+    segmentation: Segmentation, path: Path, waits: Waits, progress: Callable[[float], None], draw: bool
+) -> Segmented:
     done = 0.0
 
     def advance(part: float) -> None:
@@ -122,18 +157,9 @@ def _in_tiles(segmentation: Segmentation, path: Path, waits: Waits, progress: Ca
     try:
         # Tiles are read while others are in the network: all of it counts as the network's time.
         with waits.timing("network"), open_picture(path) as picture:
-            instances = segment_tiles(
-                segmentation.predict,
-                picture,
-                segmentation.tile,
-                segmentation.overlap,
-                class_names=segmentation.model.class_names,
-                category_ids=segmentation.model.category_ids,
-                batch_size=segmentation.batch_size,
-                progress=advance,
-            )
-            small = picture.height * picture.width <= MAX_PIXELS
-            image = picture.read(0, 0, picture.width, picture.height) if small else None
+            instances = segmentation.of_picture(picture, advance)
+            draw = draw and picture.height * picture.width <= MAX_PIXELS
+            image = picture.read(0, 0, picture.width, picture.height) if draw else None
     except SOTRError as error:
         progress(1 - done)
         return _unreadable(path, error)

@@ -34,7 +34,7 @@ from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
 from sotr.predictor import Predictor
-from sotr.tiling import OVERLAP, check_tiles
+from sotr.tiling import OVERLAP
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def predict(
     Of a video, objects are followed from frame to frame. Written are OUT/NAME.overlay.mp4, the video with its objects
     drawn on it; OUT/NAME.frames.jsonl, one line of JSON per frame, whose objects carry a `track`; and
     OUT/NAME.counts.csv, objects per class and frame. The number of a camera, such as 0, is a video that ends with
-    Ctrl-C.
+    Ctrl-C or SIGTERM.
 
     With `shards`, or started by torchrun or srun with more than one process, each process does its share of the
     pictures and writes the chunks of OUT/shards, JSON lines; one that was stopped goes on where it was.
@@ -119,22 +119,22 @@ def predict(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise SOTRError(f"{out} is a file; give a folder for the results with --out")
-    if tile is not None:
-        check_tiles(tile, overlap)
     inputs = Inputs.of(pictures)
+    share = choose_shard(shard, shards, chunk_size)
+    if share is not None and (inputs.videos or masks or csv):
+        raise SOTRError("shards are of pictures, and write JSON lines only; leave out videos, masks and csv")
     if inputs.videos:
         check_packages()
-    share = choose_shard(shard, shards, chunk_size)
+        if not inputs.pictures and (masks or csv):
+            raise SOTRError("masks and csv are of pictures; those of a video are in its .frames.jsonl")
     paths, left_out = _chosen(inputs, out) if share is None and inputs.pictures else ([], 0)
     if isinstance(model, (str, Path)):
         model = load(model, device if share is None else device_of_rank(device))
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
     # No picture, but the limits are checked before anything is written.
-    segmentation.predict([])
+    segmentation.check()
     try:
         if share is not None:
-            if inputs.videos or masks or csv:
-                raise SOTRError("shards are of pictures, and write JSON lines only; leave out videos, masks and csv")
             return PredictionSummary(*predict_shard(segmentation, inputs, share, out, quiet), out)
         summary = PredictionSummary(0, 0, [], out)
         if left_out and not quiet:
@@ -196,13 +196,13 @@ def _predict_pictures(
         result_files(out, info, model.class_names, model.category_ids, csv) as files,
         write_behind(waits) as writer,
     ):
-        segmented = segment_files(segmentation, paths, waits, advance)
+        segmented = segment_files(segmentation, paths, waits, advance, overlays)
         for picture, file_name, name in zip(segmented, file_names, names, strict=True):
             if picture.instances is None:
                 failures.append((printable(str(picture.path)), printable(picture.error)))
                 continue
             undrawn += picture.image is None
-            writer.do(partial(_write, files, report, picture, file_name, out, name, overlays, masks))
+            writer.do(partial(_write, files, report, picture, file_name, out, name, masks))
 
     if report.pictures:
         console.print(report.table())
@@ -226,13 +226,12 @@ def _write(
     file_name: str,
     out: Path,
     name: str,
-    overlays: bool,
     masks: bool,
 ) -> None:
     """Write all that is asked for of one picture."""
     assert picture.instances is not None
     files.add(file_name, picture.instances)
-    if overlays and picture.image is not None:
+    if picture.image is not None:
         write_png(out / f"{name}{OVERLAY_SUFFIX}", picture.instances.draw(picture.image))
     if masks:
         write_masks(out / MASKS_FOLDER / name, picture.instances)

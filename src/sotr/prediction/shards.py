@@ -126,7 +126,7 @@ def predict_shard(
             advance(earlier)
             if not complete:
                 with _partial(path).open("ab") as file:
-                    for picture in segment_files(segmentation, map(Path, chunk[earlier:]), waits, advance):
+                    for picture in segment_files(segmentation, map(Path, chunk[earlier:]), waits, advance, False):
                         writer.do(partial(_append, file, picture, done))
                     writer.wait()
                     os.fsync(file.fileno())

@@ -92,7 +92,7 @@ def _predict_video(
         try:
             while batch:
                 with waits.timing("network"):
-                    found = segmentation.predict([frame.image for frame in batch])
+                    found = segmentation.of_images([frame.image for frame in batch])
                 for frame, instances in zip(batch, found, strict=True):
                     tracks_I = tracks.follow(instances)
                     writer.do(partial(_write, frame, instances, tracks_I, tracks.number, lines, table, add_picture))
@@ -100,8 +100,8 @@ def _predict_video(
                 advance(len(batch))
                 with waits.timing("reading"):
                     batch = list(islice(ahead, segmentation.batch_size))
-        except KeyboardInterrupt:
-            # It is how a camera ends; what is half done of a file is dropped.
+        except (KeyboardInterrupt, SystemExit):
+            # So ends a camera, with Ctrl-C or SIGTERM; what is half done of a file is dropped.
             if not isinstance(source, int):
                 raise
     seconds = max(time.perf_counter() - started, 1e-9)
