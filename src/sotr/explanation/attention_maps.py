@@ -4,36 +4,50 @@ The network itself uses fused attention, which never has the weights at hand, an
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sotr.network import SOTR
 from sotr.network.attention import ColumnAttention, FullAttention, RowAttention, TwinAttention
-from sotr.network.released import ReleasedLayer
-
-Inputs = Mapping[nn.Module, list[Tensor]]
-"""Attention module -> what it was given, call by call: the levels P2..P6 first, in order."""
+from sotr.network.released import ReleasedLayer, resize_released
 
 
-@contextmanager
-def recorded_inputs(network: SOTR) -> Iterator[Inputs]:
-    """Keep the inputs of all attention modules while the block runs."""
-    inputs: dict[nn.Module, list[Tensor]] = {}
+@torch.no_grad()
+def attention_inputs(network: SOTR, images_13HW: Tensor, level: int) -> list[Tensor]:
+    """What the attention of each transformer layer is given for one level of one picture.
+
+    Args:
+        level: 0 for P2 to 4 for P6.
+
+    Returns:
+        (1, rows, columns, C) for each layer; where a released network duplicates the width, with twice the columns.
+    """
+    features = network.fpn(network.backbone(images_13HW))
+    grid = network.config.grids[level]
+    feature = resize_released(features)[level] if network.released else features[level]
+    patches = F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
+    inputs: list[Tensor] = []
     hooks = []
-    for module in network.transformer.modules():
-        if isinstance(module, FullAttention):
-            calls = inputs.setdefault(module, [])
-            hooks.append(
-                module.register_forward_pre_hook(lambda _, given, calls=calls: calls.append(given[0].detach()))
-            )
+    for layer in transformer_layers(network):
+        if isinstance(layer, ReleasedLayer):
+            hooks.append(layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0])))
+        else:
+            norm = cast(nn.LayerNorm, layer.attention_norm)
+            hooks.append(norm.register_forward_hook(lambda _, __, output: inputs.append(output)))
     try:
-        yield inputs
+        network.transformer(patches)
     finally:
         for hook in hooks:
             hook.remove()
+    return [x.view(1, grid, -1, network.config.width) for x in inputs]
+
+
+def transformer_layers(network: SOTR) -> list[nn.Module]:
+    """The layers, none if the network has no transformer."""
+    return list(cast(nn.ModuleList, getattr(network.transformer, "layers", ())))
 
 
 def attention_weights(attention: FullAttention, x_BNNC: Tensor) -> Tensor:
@@ -54,16 +68,15 @@ def attention_weights(attention: FullAttention, x_BNNC: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attention_of_cell(layer: nn.Module, inputs: Inputs, level: int, row: int, column: int) -> Tensor:
-    """How much each cell of a level counts in the attention of one cell, in one layer.
+def attention_of_cell(layer: nn.Module, x_1NNC: Tensor, row: int, column: int) -> Tensor:
+    """How much each cell of a map counts in the attention of one of its cells, in one layer.
 
     Twin attention is composed: the row attention of the cell weighs the cells of its row, each of which has gathered
     its own column before. In a released layer, whose two attentions stand side by side, the two are averaged.
 
     Args:
         layer: of the network's transformer.
-        inputs: recorded in a forward pass of one picture.
-        level: 0 for P2 to 4 for P6.
+        x_1NNC: what its attention is given, from `attention_inputs`.
         row, column: the cell that looks.
 
     Returns:
@@ -71,15 +84,14 @@ def attention_of_cell(layer: nn.Module, inputs: Inputs, level: int, row: int, co
     """
     attention = layer if isinstance(layer, ReleasedLayer) else layer.attention
     if isinstance(attention, FullAttention):
-        x_BNNC = inputs[attention][level]
-        columns = x_BNNC.shape[2]
-        return attention_weights(attention, x_BNNC)[0, row * columns + column].view(-1, columns)
+        columns = x_1NNC.shape[2]
+        return attention_weights(attention, x_1NNC)[0, row * columns + column].view(-1, columns)
     assert isinstance(attention, TwinAttention | ReleasedLayer)
-    of_columns = attention_weights(attention.column, inputs[attention.column][level])  # (columns, rows, rows)
-    of_rows = attention_weights(attention.row, inputs[attention.row][level])  # (rows, columns, columns)
+    of_columns = attention_weights(attention.column, x_1NNC)  # (columns, rows, rows)
     if isinstance(attention, TwinAttention):
+        of_rows = attention_weights(attention.row, attention.column(x_1NNC))  # (rows, columns, columns)
         return of_rows[row, column] * of_columns[:, row].T
-    weights = torch.zeros(of_rows.shape[:2])
-    weights[row] += of_rows[row, column] / 2
+    weights = torch.zeros_like(x_1NNC[0, :, :, 0])
+    weights[row] += attention_weights(attention.row, x_1NNC)[row, column] / 2
     weights[:, column] += of_columns[column, row] / 2
     return weights

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from sotr.config import SOTRConfig
 from sotr.data.images import load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.errors import SOTRError
-from sotr.explanation.attention_maps import attention_of_cell, recorded_inputs
+from sotr.explanation.attention_maps import attention_inputs, attention_of_cell, transformer_layers
 from sotr.files import atomic_write
 from sotr.model import Segmenter, load
 from sotr.panels import panel_sheet
@@ -92,10 +92,11 @@ def explain(
     _check(config, level, row, column, channels)
 
     input_3hw = preprocess(image, config.image_size, config.max_image_size)
-    view = _View.of(image, input_3hw, pad_batch([input_3hw]))
     network = segmenter.network
-    with torch.no_grad(), recorded_inputs(network) as inputs:
-        predictions = network(pad_batch([input_3hw]).to(segmenter.device))
+    images_13HW = pad_batch([input_3hw]).to(segmenter.device)
+    view = _View.of(image, input_3hw, images_13HW)
+    with torch.no_grad():
+        predictions = network(images_13HW)
     grids_NN = _class_scores(predictions.class_logits_BKM[0], config.grids)
     level, row, column = _choose_cell(grids_NN, level, row, column)
     features_Ehw = predictions.mask_features_BEhw[0].float().cpu()
@@ -104,16 +105,15 @@ def explain(
         "mask-features": _mask_features(view, features_Ehw, channels),
         "class-scores": _class_score_maps(view, grids_NN),
     }
-    if isinstance(network.transformer, nn.Identity):
-        Console(stderr=True, quiet=quiet).print("the model has no transformer, and so no attention to draw")
-    else:
-        layers = list(cast(nn.ModuleList, network.transformer.layers))
+    if layers := transformer_layers(network):
+        inputs = attention_inputs(network, images_13HW, level - 2)
         shown = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
         maps = {
-            number + 1: _folded(attention_of_cell(layers[number], inputs, level - 2, row, column), grids_NN[level - 2])
-            for number in shown
+            i + 1: _folded(attention_of_cell(layers[i], inputs[i], row, column), config.grids[level - 2]) for i in shown
         }
         sheets["attention"] = _attention_maps(view, maps, level, row, column)
+    else:
+        Console(stderr=True, quiet=quiet).print("the model has no transformer, and so no attention to draw")
     files = []
     name = Path(picture).stem
     try:
@@ -164,9 +164,8 @@ def _choose_cell(
     return level, row, column
 
 
-def _folded(weights: Tensor, grid_NN: Floats) -> Floats:
+def _folded(weights: Tensor, columns: int) -> Floats:
     """Released layers see a map beside its own copy: what is paid to the copy is paid to the map."""
-    columns = grid_NN.shape[1]
     folded: Floats = torch.stack(weights.split(columns, 1)).sum(0).float().cpu().numpy()
     return folded
 
@@ -179,13 +178,13 @@ class _View(NamedTuple):
     """(height, width) of the padded input at the panel's scale."""
 
     @classmethod
-    def of(cls, image: Pixels, input_3hw: Tensor, padded_13HW: Tensor) -> "_View":
+    def of(cls, image: Pixels, input_3hw: Tensor, images_13HW: Tensor) -> "_View":
         height, width = input_3hw.shape[1:]
         scale = PANEL / min(height, width)
         size = (round(width * scale), round(height * scale))
         shrinks = size[0] < image.shape[1]
         picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-        padded = (round(padded_13HW.shape[2] * scale), round(padded_13HW.shape[3] * scale))
+        padded = (round(images_13HW.shape[2] * scale), round(images_13HW.shape[3] * scale))
         return cls(np.asarray(picture, np.uint8), padded)
 
     def stretch(self, map_hw: Floats, interpolation: int) -> Floats:

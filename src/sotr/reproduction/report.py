@@ -126,9 +126,9 @@ NOTES = """\
 AP in percent, mean ± standard deviation over the seeds. Differences ± their standard error, from the deviation of runs
 around their row's mean, pooled over the table; "within noise" are those of less than two such errors. Parameters and
 GMAC as `sotr info` counts them (1 MAC is one multiplication with its addition) for the input of a training batch.
-Memory is that of one step{batch} in float32: on CUDA the peak that was allocated, elsewhere parameters, gradients and
-what the forward pass keeps for the backward pass. ms is the median time from a loaded picture to its objects, one at a
-time. The paper's AP_S, AP_M and AP_L come, it seems, from areas of all-zero boxes and are not comparable; ours are
-those of the masks.
+Memory is that of one training step{batch} in float32: on CUDA the peak that was allocated, elsewhere parameters,
+gradients and what the forward pass keeps for the backward pass. ms is the median time from a loaded picture to its
+objects, one at a time. The paper's AP_S, AP_M and AP_L come, it seems, from areas of all-zero boxes and are not
+comparable; ours are those of the masks.
 """
 """What the columns mean; {batch} says of how many pictures."""

@@ -1,7 +1,7 @@
 """Tables 1 to 5 of the paper as data: which settings each row changes, and what the paper reports for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sotr.config import SOTRConfig
@@ -80,7 +80,7 @@ class Row:
     """Its key in `Scale.changes`; rows of the same name are the same experiment."""
     label: str
     """What the paper calls it."""
-    paper: Mapping[str, float] = field(default_factory=dict)
+    paper: Mapping[str, float]
     """The paper's numbers, by the names of its columns; AP in percent."""
 
 
