@@ -26,15 +26,20 @@ def check(rows, cases, sides, parts):
     assert all(0 < row["low"] <= row["median"] <= row["high"] for row in rows)
 
 
+def broken(conditions):
+    raise RuntimeError("no such kernel\nat some place")
+
+
 def test_inference(monkeypatch):
     sides = {
         "sotr-nano": inference._sotr("sotr-nano", 64),
         "sotr-nano as it stands": inference._sotr("sotr-nano", 64, plain=True),
         "Mask R-CNN": inference._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
     }
-    monkeypatch.setattr(inference, "SIDES", sides)
+    monkeypatch.setattr(inference, "SIDES", sides | {"broken": broken})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
-    rows, findings = inference.measure(list(sides), (48, 64), CPU, FLOAT, 2, str)
+    rows, findings = inference.measure([*sides, "broken"], (48, 64), CPU, FLOAT, 2, str)
+    assert findings[0] == "broken does not run under these conditions: no such kernel."
     check(rows, ["48 x 64"], sides, ["pre-processing", "network", "decoding", "total"])
     assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
     assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2

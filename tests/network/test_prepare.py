@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -111,3 +112,15 @@ def test_product_with_and_without_gradients():
         torch.testing.assert_close(product(x, y.T.contiguous().T), x @ y.T)
     product(x, y).sum().backward()
     torch.testing.assert_close(x.grad, y.sum(0).expand(5, -1))
+
+
+def test_without_onednn_batch_norms_are_folded_and_the_type_is_taken(monkeypatch):
+    network = lively(NANO)
+    images = torch.randn(1, 3, 64, 96)
+    monkeypatch.setattr(sys.modules["sotr.network.prepare"], "has_onednn", lambda device: False)
+    prepared, half = prepare_for_inference(network), prepare_for_inference(network, torch.bfloat16)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+    with torch.inference_mode():
+        for found, low, expected in zip(prepared(images), half(images), network(images), strict=True):
+            assert relative(found, expected) < 1e-5
+            assert low.dtype == torch.bfloat16

@@ -71,7 +71,9 @@ def benchmark(
         raise SOTRError(f"{results_file(out, machine)} is not there; run sotr benchmark {which} first")
     console = Console(highlight=False, soft_wrap=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    shown_on = Console(stderr=True)
+    # Drawing often would take its share of what is measured.
+    with Progress(*columns, console=shown_on, disable=quiet, transient=True, refresh_per_second=1) as progress:
         task = progress.add_task(which)
         rows, findings = run(
             chosen, getattr(torch, precision), quick, lambda name: progress.update(task, description=f"{which}: {name}")

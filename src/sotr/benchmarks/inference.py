@@ -71,9 +71,25 @@ def measure(
     on_run: Callable[[str], object],
 ) -> tuple[list[Row], list[str]]:
     """The named sides on a picture of a size, and what each needs of memory."""
-    memory = {name: memory_of(name, size, device, dtype) for name in names}
     conditions = _conditions(size, device, dtype)
-    times = alternate({name: SIDES[name](conditions) for name in names}, runs, on_run)
+    works, findings = {}, []
+    for name in names:
+        on_run(f"building {name}")
+        try:
+            work = SIDES[name](conditions)
+            work()
+        except RuntimeError as error:
+            if name.startswith("sotr"):
+                raise
+            findings.append(f"{name} does not run under these conditions: {str(error).splitlines()[0]}.")
+        else:
+            works[name] = work
+    names = list(works)
+    times = alternate(works, runs, on_run)
+    memory = {}
+    for name in names:
+        on_run(f"memory of {name}")
+        memory[name] = memory_of(name, size, device, dtype)
     case = f"{size[0]} x {size[1]}"
     rows = [
         timed(case, name, part, times[name][part], peak_mib=round(memory[name]) if part == "total" else None)
@@ -81,8 +97,8 @@ def measure(
         for part in times[name]
     ]
     totals = {name: times[name]["total"].median for name in names}
-    findings = [
-        f"{name} takes {totals[peer] / totals[name]:.2f} times as many pictures per second as {peer}."
+    findings += [
+        f"{name} does {totals[peer] / totals[name]:.2f} times as many pictures per second as {peer}."
         for peer in names
         if not peer.startswith("sotr")
         for name in names

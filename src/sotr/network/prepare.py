@@ -25,8 +25,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
 
     Args:
         network: stays as it is.
-        dtype: of convolutions and matrix products; norms, sums of the transformer and the attention's softmax keep
-            their precision. Results are of this type.
+        dtype: of convolutions, matrix products and results. With oneDNN the transformer's sums and norms stay float32;
+            elsewhere everything is of this type.
     """
     prepared = copy.deepcopy(network).eval().requires_grad_(False).to(memory_format=torch.channels_last)
     device = next(prepared.parameters()).device
@@ -39,8 +39,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
             _fuse_residual_sums(body, dtype)
             _fuse_relus(body, dtype)
         _use_onednn(prepared, dtype)
-    else:
-        prepared.to(dtype)
+    elif dtype != torch.float32:
+        prepared.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
     if body is not None:
         body.graph.lint()
         body.recompile()
