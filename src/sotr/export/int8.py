@@ -47,7 +47,7 @@ def quantized(onnx_file: bytes, pictures: Sequence[Path]) -> bytes:
         return rounded.read_bytes()
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+class _Pictures(CalibrationDataReader):
     """Input after input, as ONNX Runtime asks for them."""
 
     def __init__(self, segmenter: ExportedSegmenter, pictures: Sequence[Path]) -> None:

@@ -105,7 +105,7 @@ class ExportedSegmenter(Predictor[Prepared]):
         height, width = resized_size(*size, description.image_size, description.max_image_size)
         unit_hw3 = resize(image, height, width) / np.float32(255)
         normal_hw3 = (unit_hw3 - np.array(description.mean, np.float32)) / np.array(description.std, np.float32)
-        return Prepared(normal_hw3.transpose(2, 0, 1), size)
+        return Prepared(normal_hw3.transpose(2, 0, 1).astype(np.float32, copy=False), size)
 
     def segment(
         self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
