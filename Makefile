@@ -38,17 +38,18 @@ demo: $(STAMP)
 	@$(BIN)/sotr predict "$(PICTURE)" --model nuclei --out "$(DEMO_OUT)"
 	@echo "overlay: $$(ls "$(DEMO_OUT)"/*.overlay.png)"
 
+# Processes share the cores better than threads do, whose small tensors they wait for.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(STAMP)
-	@$(BIN)/ruff check src tests
-	@$(BIN)/ruff format --check src tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
 format: $(STAMP)
-	@$(BIN)/ruff check --fix src tests
-	@$(BIN)/ruff format src tests
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
 
 bench: $(STAMP)
 	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) || exit; done
