@@ -70,4 +70,4 @@ def test_harmless_findings_are_counted(
     with pytest.raises(SOTRError, match="far enough"):
         train(str(data), model="sotr-nano", out=str(tmp_path / "run"), device="cpu")
     said = " ".join(capsys.readouterr().err.split())
-    assert "warning: validation pictures that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
+    assert "data: validation pictures that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
