@@ -134,7 +134,7 @@ def verify(splits: Mapping[str, CocoDataset], console: Console, processes: int |
         more = f" (and {len(harmful) - 1} more; sotr data check lists them)" if len(harmful) > 1 else ""
         raise SOTRError(f"{harmful[0].message}{more}")
     for kind, findings in by_kind(found).items():
-        console.print(f"warning: {counted(kind, findings)}", soft_wrap=True)
+        console.print(f"data: {counted(kind, findings)}", soft_wrap=True)
     return found
 
 

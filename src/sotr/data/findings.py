@@ -44,10 +44,10 @@ KINDS = {
     "identical pictures": Kind(False, "pictures that are copies of others", "keep one of each, or use --fix"),
     "similar pictures": Kind(False, "pictures that look like others", "keep one of each if they are copies"),
     "shared between splits": Kind(
-        False, "validation pictures that are in training, too: AP will be too good", "drop them with --fix"
+        False, "validation pictures that are in training, too", "AP will be too good; drop them with --fix"
     ),
     "similar across splits": Kind(
-        False, "validation pictures that look like training ones: AP may be too good", "drop one of each if copies"
+        False, "validation pictures that look like training ones", "AP may be too good; drop one of each if copies"
     ),
     "unlearnt class": Kind(False, "classes without an object to learn", "label some, or drop the class"),
     "no level": Kind(False, "objects whose size no level learns", "choose another image size or scale_ranges"),
@@ -100,7 +100,7 @@ def counted(kind: str, findings: Sequence[Finding], most: int = 3) -> str:
     """One line on all findings of a kind, with some of them by name."""
     names = [_name(finding) for finding in findings[:most]] + (["..."] if len(findings) > most else [])
     splits = "/".join(sorted({finding.split for finding in findings}))
-    return f"{len(findings)} {KINDS[kind].title} ({splits}: {', '.join(names)}); {KINDS[kind].remedy}"
+    return f"{KINDS[kind].title}: {len(findings):,} ({splits}: {', '.join(names)}); {KINDS[kind].remedy}"
 
 
 def _name(finding: Finding) -> str:

@@ -131,7 +131,7 @@ def _findings(report: DataReport, checked: Mapping[str, CheckedSplit]) -> str:
             lines += f"<li>and {len(findings) - MOST_FINDINGS:,} more</li>"
         parts.append(
             f"<details{' open' if KINDS[kind].harmful else ''}><summary><b class={word}>{word}</b> "
-            f"{len(findings):,} {escape(KINDS[kind].title)}; {escape(KINDS[kind].remedy)}</summary>"
+            f"{escape(KINDS[kind].title)}: <b>{len(findings):,}</b>; {escape(KINDS[kind].remedy)}</summary>"
             f"<ul>{lines}</ul>{_pictures_of(findings, checked)}</details>"
         )
     return "".join(parts)

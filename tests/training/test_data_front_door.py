@@ -1,0 +1,73 @@
+"""Training looks its data over before it starts, and adapts a preset to them unless it is told otherwise."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sotr.config import SOTRConfig
+from sotr.data.coco import load_coco
+from sotr.data.synthetic import write_synthetic
+from sotr.errors import SOTRError
+from sotr.training import settings, train
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures so full of small shapes that a preset's input would be too small for them."""
+    folder = tmp_path_factory.mktemp("crowded") / "data"
+    return write_synthetic(folder, 3, 1, height=512, width=512, min_objects=200, max_objects=200, quiet=True)
+
+
+def new_run(data: Path, **changes: Any) -> dict[str, Any]:
+    arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", **changes}
+    coco = load_coco(data / "train.json", data / "images")
+    return settings.new_run(data / "run", str(data), arguments, coco, None, torch.device("cpu"))
+
+
+def test_a_preset_follows_the_data_and_says_why(crowded: Path) -> None:
+    preset = SOTRConfig.preset("sotr-nano")
+    run = new_run(crowded)
+    assert run["config"]["image_size"] > preset.image_size
+    assert run["advice"][0].startswith(f"image size {run['config']['image_size']} instead of {preset.image_size}: ")
+    assert "--no-suggest" not in run["command"]
+
+
+def test_what_is_chosen_by_hand_stays(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = SOTRConfig.preset("sotr-nano", 5).to_dict()
+    run = new_run(crowded, suggest=False)
+    assert (run["config"], run["advice"]) == (preset, [])
+    assert run["command"].endswith("--no-suggest") or "--no-suggest " in run["command"]
+    assert new_run(crowded, image_size=320)["config"]["image_size"] == 320
+    monkeypatch.setattr("sotr.data.advice.free_memory", lambda device: 2**20)
+    assert new_run(crowded)["recipe"]["batch_size"] == 1
+    assert new_run(crowded, batch_size=3)["recipe"]["batch_size"] == 3
+    assert new_run(crowded, recipe="paper")["recipe"]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_cut_off_picture_stops_training_before_it_starts(crowded: Path, tmp_path: Path, split: str) -> None:
+    data = Path(shutil.copytree(crowded, tmp_path / "data"))
+    picture = data / "images" / f"{split}_000000.jpg"
+    picture.write_bytes(picture.read_bytes()[:-900])
+    with pytest.raises(SOTRError, match=rf"{split}_000000\.jpg: is damaged .*save it again"):
+        train(str(data), model="sotr-nano", out=str(tmp_path / "run"), device="cpu", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_harmless_findings_are_counted(
+    crowded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(crowded, tmp_path / "data"))
+    shutil.copyfile(data / "images" / "train_000000.jpg", data / "images" / "val_000000.jpg")
+
+    def stop(*_: Any) -> None:
+        raise SOTRError("far enough")
+
+    monkeypatch.setattr(settings, "new_run", stop)
+    with pytest.raises(SOTRError, match="far enough"):
+        train(str(data), model="sotr-nano", out=str(tmp_path / "run"), device="cpu")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "data: validation pictures that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
