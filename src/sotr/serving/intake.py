@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from sotr.errors import SOTRError
 from sotr.serving.problems import RequestError
@@ -118,6 +119,8 @@ async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
                     chunk = await anext(stream)
             except StopAsyncIteration:
                 return
+            except ClientDisconnect:
+                raise RequestError(499, "client_gone", "the client hung up in the middle of the picture") from None
             except TimeoutError:
                 raise RequestError(
                     408, "too_slow", f"nothing of the picture came for {PAUSE:.0f} s; send it again"
