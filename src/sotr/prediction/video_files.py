@@ -1,7 +1,7 @@
 """Videos and cameras in, videos out, frame by frame."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ def open_camera(index: int) -> Iterator[Video]:
         camera.release()
 
 
-def read_ahead(frames: Iterator[Frame]) -> Iterator[Frame]:
+def read_ahead(frames: Iterator[Frame]) -> Generator[Frame, None, None]:
     """The same frames; the next one is read, in a thread of its own, before it is asked for."""
     with ThreadPoolExecutor(1) as reader:
         pending = reader.submit(next, frames, None)

@@ -82,9 +82,16 @@ def view_tiles(grid: Grid, found: Iterable[tuple[int, Instances]]) -> Views:
         boxes.append(boxes_I4[index])
         areas.append(instances.areas_I[index])
         rles += [instances.rles[i]["counts"].encode("ascii") for i in index]
+    # A grid has at least one tile, so that there is something to join.
     return Views(
-        grid, *(np.concatenate(parts) for parts in (tiles, scores, labels, boxes, areas)), rles
-    )  # a grid has at least one tile
+        grid,
+        np.concatenate(tiles),
+        np.concatenate(scores),
+        np.concatenate(labels),
+        np.concatenate(boxes),
+        np.concatenate(areas),
+        rles,
+    )
 
 
 def _seen_better(grid: Grid, tile: int, boxes_I4: Ints) -> Bools:
