@@ -70,6 +70,7 @@ def test_info_of_an_architecture_as_json_and_as_text(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert f"{report['components']['total']['parameters']:,}" in text
     assert "transformer" in text
+    assert "1 MAC is one multiplication with its addition" in text
 
 
 def test_default_input_is_a_typical_picture_after_preprocessing() -> None:

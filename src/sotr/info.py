@@ -141,6 +141,7 @@ def _show(report: dict[str, Any], components: dict[str, Component]) -> None:
             table.add_section()
         table.add_row(name, f"{component.parameters:,}", f"{component.macs / 1e9:.3f}")
     console.print(table)
+    console.print("1 MAC is one multiplication with its addition; norms, activations and resampling are not counted")
     console.print(
         f"backbone {architecture['backbone']}, width {architecture['width']}, depth {architecture['depth']}, "
         f"heads {architecture['heads']}, grids {architecture['grids']}, shortest edge {architecture['image_size']} px "
