@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from sotr.benchmarks.report import Report, Row
 from sotr.files import atomic_write
@@ -29,7 +30,7 @@ def draw(report: Report, path: Path) -> None:
         file.write(buffer.getvalue())
 
 
-def _curves(report: Report) -> plt.Figure:
+def _curves(report: Report) -> Figure:
     """Seconds, and saved memory, over the cells per side of square maps, on logarithmic axes."""
     rows = [row for row in report.rows if isinstance(row.get("side_cells"), int)]
     panels = {"training step, seconds": "median", "saved for the backward pass, MiB": "saved_mib"}
@@ -51,12 +52,12 @@ def _curves(report: Report) -> plt.Figure:
     return figure
 
 
-def _bars(report: Report) -> plt.Figure:
+def _bars(report: Report) -> Figure:
     """A bar per case and side, of its parts, with the quartiles of the total."""
     rows = [row for row in report.rows if "median" in row]
     bars = list(dict.fromkeys((str(row["case"]), str(row["side"])) for row in rows))
     figure, axis = plt.subplots(figsize=(9, 1.2 + 0.36 * len(bars)))
-    colors = dict(zip(PARTS, plt.get_cmap("tab10").colors, strict=False))
+    colors = {part: f"C{index}" for index, part in enumerate(PARTS)}
     for place, bar in enumerate(bars):
         own = {str(row["part"]): row for row in rows if (row["case"], row["side"]) == bar}
         left = 0.0

@@ -5,7 +5,7 @@ A layer takes one map, or several at once: their cells one after the other, (T, 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class OriginalLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_ratio)
 
-    def make_attention(self, width: int, heads: int) -> nn.Module:
+    def make_attention(self, width: int, heads: int) -> FullAttention | TwinAttention:
         return FullAttention(width, heads)
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class OriginalLayer(nn.Module):
 class PureTwinLayer(OriginalLayer):
     """Figure 3 (b): the original layer with twin attention."""
 
-    def make_attention(self, width: int, heads: int) -> nn.Module:
+    def make_attention(self, width: int, heads: int) -> FullAttention | TwinAttention:
         return TwinAttention(width, heads)
 
 
@@ -109,7 +109,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.position = PositionEmbedding(max(config.grids), config.width)
         layer = LAYERS[config.transformer]
-        self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        layers = (layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.layers: Iterable[OriginalLayer] = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
