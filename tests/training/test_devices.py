@@ -180,3 +180,12 @@ def test_settings_that_several_devices_cannot_follow() -> None:
     with pytest.raises(SOTRError, match=r"cannot be shared out evenly to 3 devices"):
         Devices(torch.device("cpu"), per_node=3).check(recipe)
     Devices(torch.device("cpu")).check(recipe)
+
+
+@pytest.mark.gpu
+def test_weights_that_are_shared_out_train_validate_and_are_saved_whole(coco_folder: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, coco_folder, iterations=2) | {"device": "cuda"}
+    sharded = train(**settings, strategy="fsdp", out=str(tmp_path / "fsdp"))
+    plain = train(**settings, out=str(tmp_path / "plain"))
+    for name, value in weights(plain.run).items():
+        torch.testing.assert_close(weights(sharded.run)[name], value, rtol=1e-3, atol=1e-5, msg=name)

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sotr.errors import SOTRError
-from sotr.training.loggers import LOGGERS, log_pictures, make_loggers
+from sotr.training.loggers import LOGGERS, check_logger, log_pictures, make_loggers
 
 RUN = {"name": "first", "command": "sotr train data", "config": {}, "recipe": {}, "seed": 0, "data": {}}
 
@@ -24,13 +24,14 @@ def test_tensorboard_shows_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LOGGERS)
-def test_a_service_whose_package_is_absent_is_one_line(tmp_path: Path, name: str) -> None:
+def test_a_service_whose_package_is_absent_is_one_line(name: str) -> None:
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed")
     with pytest.raises(SOTRError, match=rf"--logger {name} needs the package {name}; install it with: pip install"):
-        make_loggers(tmp_path, RUN, name, 0)
+        check_logger(name)
 
 
-def test_services_that_do_not_exist(tmp_path: Path) -> None:
+def test_services_that_do_not_exist() -> None:
+    check_logger(None)
     with pytest.raises(SOTRError, match=r"no logger 'comet'; choose one of wandb, mlflow"):
-        make_loggers(tmp_path, RUN, "comet", 0)
+        check_logger("comet")

@@ -384,6 +384,7 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         ({"devices": 0}, r"devices is 0"),
         ({"devices": 2}, r"batch_size 3 cannot be shared out evenly to 2 devices"),
         ({"strategy": "zero"}, r"no strategy 'zero'; choose one of auto, ddp, fsdp"),
+        ({"logger": "comet"}, r"no logger 'comet'"),
         ({"strategy": "fsdp"}, r"fsdp needs CUDA"),
         ({"device": "gpu7"}, r"no device 'gpu7'"),
         ({"train_json": "val.json", "val_json": "nothing.json"}, r"nothing\.json"),

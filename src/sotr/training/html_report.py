@@ -10,10 +10,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,7 +22,7 @@ from sotr.evaluation.evaluate import detect
 from sotr.evaluation.tables import number
 from sotr.files import atomic_write
 from sotr.model import Segmenter
-from sotr.training.report import METRICS, smooth, truth_beside
+from sotr.training.report import METRICS, curves, dress, truth_beside
 
 PICTURES = 4
 """Of the worst and of the best pictures."""
@@ -71,7 +69,7 @@ def write_report(
         "metric_names": METRICS,
         "number": number,
         "duration": str(timedelta(seconds=round(seconds))),
-        "curves": _curves(rows),
+        "curves": _svg(curves(rows, INK)),
         "steps": max((int(row["step"]) for row in rows), default=0),
         "found": None,
     }
@@ -131,79 +129,33 @@ def _confusion_table(compared: Confusion, class_names: Sequence[str]) -> dict[st
     return {
         "columns": [*names, "not found"],
         "rows": [
-            {
-                "name": name,
-                "cells": [{"count": int(c), "share": round(float(s), 3)} for c, s in zip(*pair, strict=True)],
-            }
-            for name, *pair in zip([*names, "nothing there"], cut, share, strict=True)
+            {"name": name, "cells": list(zip(row.tolist(), part.round(3).tolist(), strict=True))}
+            for name, row, part in zip([*names, "nothing there"], cut, share, strict=True)
         ],
         "left_out": classes - len(kept),
     }
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> str:
-    steps = [row for row in rows if "loss" in row]
-    validations = [row for row in rows if "AP" in row]
-    figure, (losses, precision, rate) = _figure(3, "step")
-    x = np.array([row["step"] for row in steps])
-    for colour, name in zip((INK, _COLOURS[1], _COLOURS[0]), ("loss", "loss_class", "loss_mask"), strict=True):
-        y = np.array([row[name] for row in steps])
-        if len(y):
-            losses.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
-            losses.plot(x, smooth(y), color=colour, linewidth=1.6, label=name)
-    if steps:
-        losses.set_ylim(0, max(float(np.quantile([row["loss"] for row in steps], 0.98)) * 1.1, 1e-3))
-        rate.plot(x, [row["lr"] for row in steps], color=_COLOURS[0], linewidth=1.6)
-    for colour, name in zip(_COLOURS, ("AP", "AP50", "AP75"), strict=False):
-        points = [(row["step"], row[name]) for row in validations if name in row]
-        if points:
-            precision.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
-    for axes, title in ((losses, "training loss"), (precision, "validation, mask AP"), (rate, "learning rate")):
-        axes.set_title(title, color=INK, fontsize=10)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _legend(axes)
-    return _svg(figure)
-
-
-def _precision_recall(curves: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Any]) -> str:
+def _precision_recall(curves_of: Mapping[str, NDArray[np.float64]], metrics: Mapping[str, Any]) -> str:
     def objects(name: str) -> int:
         return int(metrics["per_class"].get(name, {}).get("objects", 0))
 
-    shown = sorted(curves, key=objects, reverse=True)[:MOST_CURVES]
-    figure, (axes,) = _figure(1, "recall")
+    shown = sorted(curves_of, key=objects, reverse=True)[:MOST_CURVES]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     for colour, name in zip(_COLOURS, shown, strict=False):
-        axes.plot(recall, curves[name], color=colour, linewidth=1.6, label=name)
-    if len(curves) > 1:
-        axes.plot(recall, np.mean(list(curves.values()), 0), color=INK, linewidth=2.4, label="mean of all classes")
+        axes.plot(recall, curves_of[name], color=colour, linewidth=1.8, label=name)
+    if len(curves_of) > 1:
+        axes.plot(recall, np.mean(list(curves_of.values()), 0), color=INK, linewidth=2.6, label="mean of all classes")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_ylabel("precision at IoU 0.50", color=INK)
-    _legend(axes)
+    axes.set_ylabel("precision", color=INK)
+    dress(axes, "masks that overlap by an IoU of 0.50", "recall", INK)
     return _svg(figure)
 
 
-def _figure(count: int, x_label: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.4 * count if count > 1 else 6.4, 3.3 if count > 1 else 4.0), layout="constrained")
-    FigureCanvasSVG(figure)
-    plots = list(np.atleast_1d(figure.subplots(1, count)))
-    for axes in plots:
-        axes.set_xlabel(x_label, color=INK)
-        axes.set_facecolor("none")
-        axes.grid(alpha=0.18, color=INK)
-        axes.tick_params(colors=INK, labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        for spine in axes.spines.values():
-            spine.set_color(INK)
-    return figure, plots
-
-
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, labelcolor=INK, fontsize=8)
-
-
 def _svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)

@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures go besides its folder."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ LOGGERS = ("wandb", "mlflow")
 """What `--logger` may be."""
 
 
+def check_logger(name: str | None) -> None:
+    """Refuse a tracking service that cannot be used, before anything is written.
+
+    Raises:
+        SOTRError: there is no such service, or its package is not installed.
+    """
+    if name is None:
+        return
+    if name not in LOGGERS:
+        raise SOTRError(f"there is no logger {name!r}; choose one of {', '.join(LOGGERS)}")
+    if importlib.util.find_spec(name) is None:
+        raise SOTRError(f"--logger {name} needs the package {name}; install it with: pip install {name}")
+
+
 def make_loggers(folder: Path, run: Mapping[str, Any], extra: str | None, first_step: int) -> list[Logger]:
     """The loggers of a run: CSV and TensorBoard in its folder, and perhaps a tracking service.
 
@@ -22,29 +37,19 @@ def make_loggers(folder: Path, run: Mapping[str, Any], extra: str | None, first_
         run: its settings, which a service shows beside the curves.
         extra: "wandb" or "mlflow"; they find their server and account as always, in their own settings.
         first_step: steps that the run has made before.
-
-    Raises:
-        SOTRError: there is no such service, or its package is not installed.
     """
     purge_step = first_step + 1 if first_step else None
     loggers: list[Logger] = [
         CSVLogger(folder / "logs", name="csv"),
         TensorBoardLogger(folder / "logs", name="tensorboard", version="", purge_step=purge_step),
     ]
-    if extra is None:
-        return loggers
-    if extra not in LOGGERS:
-        raise SOTRError(f"there is no logger {extra!r}; choose one of {', '.join(LOGGERS)}")
-    try:
-        service: Logger
-        if extra == "wandb":
-            service = WandbLogger(name=run["name"], save_dir=folder / "logs", project="sotr")
-        else:
-            service = MLFlowLogger(experiment_name="sotr", run_name=run["name"])
-    except ModuleNotFoundError:
-        raise SOTRError(f"--logger {extra} needs the package {extra}; install it with: pip install {extra}") from None
-    service.log_hyperparams({name: run[name] for name in ("command", "config", "recipe", "seed", "data")})
-    return [*loggers, service]
+    if extra == "wandb":
+        loggers.append(WandbLogger(name=run["name"], save_dir=folder / "logs", project="sotr"))
+    elif extra == "mlflow":
+        loggers.append(MLFlowLogger(experiment_name="sotr", run_name=run["name"]))
+    for service in loggers[2:]:
+        service.log_hyperparams({name: run[name] for name in ("command", "config", "recipe", "seed", "data")})
+    return loggers
 
 
 def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:

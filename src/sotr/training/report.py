@@ -23,7 +23,7 @@ from sotr.instances import Instances
 from sotr.model import Segmenter
 from sotr.panels import panel_sheet
 
-_COLOURS = {"loss": "#333333", "loss_class": "#d1495b", "loss_mask": "#00798c"}
+_COLOURS = {"loss_class": "#d1495b", "loss_mask": "#00798c"}
 _AP_COLOURS = {"AP": "#00798c", "AP50": "#edae49", "AP75": "#d1495b"}
 
 
@@ -47,54 +47,60 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """Losses, validation AP and learning rate over the steps, as one PNG."""
-    figure = Figure(figsize=(15, 4.2))
+    figure = curves(rows)
     FigureCanvasAgg(figure)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def curves(rows: Sequence[Mapping[str, float]], ink: str = "#333333") -> Figure:
+    """Losses, validation AP and learning rate over the steps, side by side; text and axes in the colour `ink`."""
+    figure = Figure(figsize=(15, 4.2))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.13, top=0.91, wspace=0.17)
     losses, precision, rate = figure.subplots(1, 3, sharex=True)
 
     steps = [row for row in rows if "loss" in row]
     x = np.array([row["step"] for row in steps])
-    for name, colour in _COLOURS.items():
+    for name, colour in {"loss": ink, **_COLOURS}.items():
         y = np.array([row[name] for row in steps])
         losses.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
-        losses.plot(x, smooth(y), color=colour, linewidth=1.8, label=name)
+        losses.plot(x, _smooth(y), color=colour, linewidth=1.8, label=name)
     if steps:
         # The first steps are so much worse that they would flatten all that follows.
         top = max(np.quantile([row["loss"] for row in steps], 0.98) * 1.1, 1e-3)
         losses.set_ylim(0, top)
-        losses.legend(frameon=False)
-        rate.plot(x, [row["lr"] for row in steps], color="#333333", linewidth=1.8)
-    _dress(losses, "training loss")
-    _dress(rate, "learning rate")
-    rate.set_ylim(bottom=0)
+        rate.plot(x, [row["lr"] for row in steps], color=ink, linewidth=1.8)
 
     validations = [row for row in rows if "AP" in row]
     for name, colour in _AP_COLOURS.items():
         points = [(row["step"], row[name]) for row in validations if name in row]
-        precision.plot(
-            *zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name
-        ) if points else None
+        if points:
+            precision.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
     title = "validation, mask AP" if validations else "no validation with objects"
     if validations:
-        precision.legend(frameon=False, loc="upper left")
         # Of equals the later one, as the run keeps it.
         best = max(validations, key=lambda row: (row["AP"], row["step"]))
         title += f" (best {best['AP']:.3f} in epoch {best['epoch']:.0f})"
-    precision.set_ylim(bottom=0)
-    _dress(precision, title)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    for axes, words in ((losses, "training loss"), (precision, title), (rate, "learning rate")):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
+        dress(axes, words, "step", ink)
+    return figure
 
 
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title)
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
+def dress(axes: Axes, title: str, x_label: str, ink: str) -> None:
+    """Title, label, legend and grid in the way of all our drawings."""
+    axes.set_title(title, color=ink)
+    axes.set_xlabel(x_label, color=ink)
+    axes.grid(alpha=0.2, color=ink)
+    axes.tick_params(colors=ink)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color(ink)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, labelcolor=ink)
 
 
-def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Running mean over a fiftieth of the curve."""
     width = max(1, len(y) // 50)
     padded = np.pad(y, (width // 2, width - 1 - width // 2), mode="edge")

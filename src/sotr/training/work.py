@@ -34,7 +34,7 @@ from sotr.training.checkpoints import CheckpointFiles, load_checkpoint, newest_c
 from sotr.training.devices import Devices, share_statistics, whole_weights
 from sotr.training.display import Display, Interrupts, Stop, quiet_lightning
 from sotr.training.html_report import write_report
-from sotr.training.loggers import make_loggers
+from sotr.training.loggers import check_logger, make_loggers
 from sotr.training.module import LossNotFinite, SOTRModule
 from sotr.training.recipe import Recipe
 from sotr.training.replay import keep_step
@@ -91,6 +91,7 @@ class Work:
         self.recipe = Recipe.from_dict(self.run["recipe"])
         self.options = DecodeOptions().with_max_objects(self.run["max_dets"])
         self.devices.check(self.recipe)
+        check_logger(self.logger)
 
     def fit(self, first_weights: Mapping[str, torch.Tensor] | None) -> RunKeeper:
         """Train to the end, from the run's newest checkpoint if it has one.
