@@ -1,6 +1,6 @@
 """Time and memory of a data set of COCO's size: made up, opened twice, and walked through by loader workers.
 
-    python benchmarks/big_coco.py --folder /tmp/big-coco
+    python benchmarks/big_coco.py --folder big-coco
 
 Pictures are symbolic links to one file and are not decoded: what is measured is the annotations. A worker touches of
 each picture what training does: its name, labels, boxes and masks' run lengths.
