@@ -97,6 +97,16 @@ def test_a_list_gives_a_list_and_batches_change_nothing_for_equal_sizes(
     assert segmenter.predict([]) == []
 
 
+def test_prepare_and_segment_are_the_halves_of_predict(segmenter: Segmenter, picture: np.ndarray) -> None:
+    prepared = segmenter.prepare(picture)
+    assert prepared.input_3hw.shape == (3, 128, 171)
+    assert prepared.original_size == (90, 120)
+    (found,) = segmenter.segment([prepared], score=0.0, max_objects=5)
+    assert same(found, segmenter.predict(picture, score=0.0, max_objects=5))
+    with pytest.raises(SOTRError, match="over the limit"):
+        segmenter.prepare(picture, max_pixels=90 * 120 - 1)
+
+
 def test_score_and_max_objects(segmenter: Segmenter, picture: np.ndarray) -> None:
     found = segmenter.predict(picture)
     middle = float(np.median(found.scores_I))

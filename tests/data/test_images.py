@@ -171,6 +171,12 @@ def bomb(side: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")
+def test_postscript_is_not_run() -> None:
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(SOTRError, match="is PostScript, which is run rather than read; save it again as PNG"):
+        load_image(program)
+
+
 def test_the_pixel_limit_is_ours_and_adjustable() -> None:
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(SOTRError, match=r"100000 x 100000 is 10000 megapixels, over the limit of 200.*max_pixels"):

@@ -51,8 +51,8 @@ def running(*arguments: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """With the bundled model and the default limits; not to be stopped by tests."""
-    with running() as server:
+    """With the bundled model and the default limits, but patient, for the machine may be busy; not to be stopped."""
+    with running("--timeout", "600") as server:
         yield server
 
 

@@ -106,7 +106,7 @@ def test_model_and_probes(server: Server, nuclei: sotr.Segmenter, sample: bytes)
     assert (model["name"], model["classes"]) == ("nuclei", [{"id": 1, "name": "nucleus"}])
     assert model["lowest_score"] == nuclei.decode_options.score_threshold
     assert model["limits"] == {
-        "max_bytes": 32_000_000, "max_pixels": 25_000_000, "max_requests": 32, "timeout": 60.0
+        "max_bytes": 32_000_000, "max_pixels": 25_000_000, "max_requests": 32, "timeout": 600.0
     }  # fmt: skip
     assert server.http.get("healthz").json() == {"status": "ok"}
     assert server.http.get("readyz").json() == {"status": "ready"}

@@ -163,8 +163,8 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
 
     @app.get("/readyz", summary="Whether the server would take a picture now", responses={503: _PROBLEMS[503]})
     async def readyz() -> Response:
-        if service.busy:
-            return problem_response(503, "busy", "as many requests are there as are accepted", {"Retry-After": "1"})
+        if service.admission.full:
+            return problem_response(503, "busy", "as many requests are under way as are accepted", {"Retry-After": "1"})
         return Response('{"status":"ready"}', media_type="application/json")
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)

@@ -61,7 +61,8 @@ def serve(
         batch_size: pictures of one size that go through the network together when several wait.
         max_bytes: largest file of a picture that is accepted, in bytes.
         max_pixels: largest width times height that is accepted.
-        max_requests: requests worked on at the same time, waiting ones included; further ones are answered 503.
+        max_requests: requests worked on at the same time, waiting ones included; further ones are answered 503, and so
+            are those whose turn would come too late.
         timeout: seconds that a request may take, slow clients' sending included.
         sample: a picture that the page offers to try; by default one of drawn cell nuclei.
         access_log: write a line of JSON per request to standard error.

@@ -1,11 +1,10 @@
 """A model at work for many clients at once: admission, preparation, batches, answers."""
 
 import asyncio
-import math
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from sotr.data.images import load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
 from sotr.model import Prepared, Segmenter
+from sotr.serving.admission import Admission
 from sotr.serving.answers import MaskKind, to_json, to_png
 from sotr.serving.batching import Batcher
 from sotr.serving.intake import Limits, read_picture
@@ -63,18 +63,12 @@ class Service:
         self.segmenter = segmenter
         self.limits = limits
         self.metrics = Metrics()
-        self._active = 0
-        self._usual_seconds = 1.0
+        self.admission = Admission(limits, self.metrics)
         self._pool = ThreadPoolExecutor(PICTURES_AT_ONCE, "picture")
         self._network_thread = ThreadPoolExecutor(1, "network")
         self._batcher: Batcher[_BatchKey, Prepared, Instances] = Batcher(
             self._segment, batch_size, self._network_thread
         )
-
-    @property
-    def busy(self) -> bool:
-        """Whether a picture would be refused now."""
-        return self._active >= self.limits.max_requests
 
     async def predict(self, request: Request, settings: Settings) -> bytes:
         """The answer's body for the picture in `request`.
@@ -105,7 +99,7 @@ class Service:
 
     async def _handle(self, request: Request, work: Callable[[bytes], Awaitable[bytes]]) -> bytes:
         """Admit a request, read its picture and work on that, unless time is up or the client has gone."""
-        with self._admitted():
+        with self.admission.request():
             body = None
             try:
                 async with asyncio.timeout(self.limits.timeout):
@@ -116,25 +110,6 @@ class Service:
                 if body is None:
                     raise RequestError(408, "too_slow", f"the picture did not come {limit}") from None
                 raise RequestError(504, "timeout", f"the picture could not be handled {limit}") from None
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Count a request in, or refuse it at once rather than let it wait until its time is up."""
-        if self.busy:
-            self.metrics.shed.inc()
-            seconds = math.ceil(min(60.0, self._usual_seconds))
-            message = f"the server is busy with {self._active} requests; try again in {seconds} s"
-            raise RequestError(503, "busy", message, {"Retry-After": str(seconds)})
-        self._active += 1
-        self.metrics.in_flight.inc()
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        try:
-            yield
-            self._usual_seconds += 0.2 * (loop.time() - started - self._usual_seconds)
-        finally:
-            self._active -= 1
-            self.metrics.in_flight.dec()
 
     async def _in_pool(self, function: Callable[..., R], *arguments: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
@@ -156,8 +131,11 @@ class Service:
         return to_png(instances.draw(self._load(body)))
 
     def _segment(self, key: _BatchKey, batch: Sequence[Prepared]) -> list[Instances]:
+        started = time.perf_counter()
+        instances = self.segmenter.segment(batch, score=key.score, max_objects=key.max_objects)
+        self.admission.note_batch(len(batch), time.perf_counter() - started)
         self.metrics.batches.observe(len(batch))
-        return self.segmenter.segment(batch, score=key.score, max_objects=key.max_objects)
+        return instances
 
 
 async def _unless_gone(request: Request, work: Awaitable[R]) -> R:

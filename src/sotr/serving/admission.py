@@ -1,0 +1,59 @@
+"""Who is let in: as many requests as can be answered in time, and the others are told so at once."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sotr.serving.intake import Limits
+from sotr.serving.monitor import Metrics
+from sotr.serving.problems import RequestError
+
+
+class Admission:
+    """Counts requests in and out. Under more load than the machine can bear, those let in must still be answered:
+    letting in more than fit in the time limit would let all of them wait until none is in time.
+
+    Args:
+        limits: what is accepted.
+        metrics: where requests under way and refused ones are counted.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._active = 0
+        self._seconds_per_picture = 0.0
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until the requests under way are answered, by the pace of the last ones."""
+        return self._active * self._seconds_per_picture
+
+    @property
+    def full(self) -> bool:
+        """Whether a request would be refused now; with none under way it never is."""
+        return self._active >= self._limits.max_requests or self.expected_wait > self._limits.timeout / 2
+
+    def note_batch(self, pictures: int, seconds: float) -> None:
+        """Learn the pace from a batch that has gone through the network."""
+        self._seconds_per_picture += 0.3 * (seconds / pictures - self._seconds_per_picture)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request in while the block runs.
+
+        Raises:
+            RequestError: the server is full.
+        """
+        if self.full:
+            self._metrics.shed.inc()
+            seconds = max(1, math.ceil(min(60.0, self.expected_wait)))
+            message = f"the server is busy with {self._active} requests; try again in {seconds} s"
+            raise RequestError(503, "busy", message, {"Retry-After": str(seconds)})
+        self._active += 1
+        self._metrics.in_flight.inc()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            self._metrics.in_flight.dec()
