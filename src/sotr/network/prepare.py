@@ -3,7 +3,7 @@
 import copy
 import operator
 from collections import Counter
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import fx, nn
@@ -90,7 +90,7 @@ def fold_batch_norms(body: fx.GraphModule) -> None:
             continue
         conv_node: Any = node.args[0]
         conv = _layer(body, conv_node)
-        if not isinstance(conv, nn.Conv2d) or _follower(conv_node) is not node:
+        if not isinstance(conv, nn.Conv2d) or len(conv_node.users) > 1:
             continue
         body.set_submodule(conv_node.target, fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(conv_node)
@@ -158,7 +158,7 @@ def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
     """Replace linear layers and convolutions, with their activation where it is known to follow."""
     for module in list(network.modules()):
         if isinstance(module, MLP):
-            module[0] = OneDNNLinear(module[0], dtype, gelu=True)
+            module[0] = OneDNNLinear(cast(nn.Linear, module[0]), dtype, gelu=True)
             module[1] = nn.Identity()
         elif isinstance(module, ConvolutionBlock):
             slope = module.activation.negative_slope
