@@ -164,7 +164,8 @@ def test_files_and_comparison(tiny, tmp_path, capsys):
     assert "| ratio |" in capsys.readouterr().out
     assert (tmp_path / f"{kind}.json").read_bytes() == before
 
-    doubled = replace(report, rows=[row | {"median": 2 * row["median"]} for row in report.rows])
+    rows = [row | {key: 2 * row[key] for key in ("median", "low", "high")} for row in report.rows]
+    doubled = replace(report, rows=rows)
     assert [row["ratio"] for row in reports.compare(doubled, tmp_path)] == [2.0, 2.0]
     reports.save(replace(doubled, precision="bfloat16"), tmp_path)
     assert set(json.loads((tmp_path / f"{kind}.json").read_text())) == {"decode", "decode-bfloat16"}

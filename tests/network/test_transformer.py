@@ -64,18 +64,3 @@ def test_layers_equal_the_plain_formula(transformer):
     x = torch.randn(2, 4, 5, CONFIG.width, dtype=torch.float64)
     for layer in transformer.layers:
         torch.testing.assert_close(layer(x), plain_layer(layer, x), rtol=1e-10, atol=1e-10)
-
-
-def test_maps_together_export(transformer):
-    class Together(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.transformer = transformer
-
-        def forward(self, first, second):
-            return self.transformer.together([first, second])
-
-    inputs = [each.detach() for each in maps(1)[:2]]
-    exported = torch.export.export(Together(), tuple(inputs)).module()
-    for found, expected in zip(exported(*inputs), transformer.together(inputs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

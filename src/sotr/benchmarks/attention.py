@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sotr.benchmarks.measure import Parts, Stopwatch, alternate
 from sotr.benchmarks.report import Row, timed
 from sotr.config import SOTRConfig
-from sotr.network.transformer import LAYERS, join
+from sotr.network.transformer import LAYERS, OriginalLayer, join
 from sotr.training.module import attention_for
 
 WHAT = (
@@ -105,13 +105,12 @@ def together(
         maps = [torch.randn(*shape, config.width, device=device) for shape in own]
         tokens = join(maps)
         sides = {
-            "level by level": partial(_forward_and_step, lambda m=maps: [layer(each) for each in m], device, dtype),
-            "levels together": partial(
-                _forward_and_step, lambda t=tokens, s=own: [layer.together(t, s)], device, dtype
-            ),
+            "level by level": partial(_forward_and_step, partial(_one_by_one, layer, maps), device, dtype),
+            "levels together": partial(_forward_and_step, partial(layer.together, tokens, own), device, dtype),
         }
         case = f"all levels, batch {batch}"
-        times = alternate(sides, runs, lambda name, case=case: on_run(f"{case} {name}"))
+        on_run(case)
+        times = alternate(sides, runs)
         rows += [timed(case, side, part, times[side][part]) for side in sides for part in ("forward", "step")]
         findings += [
             f"{case}: {part} of the levels together takes "
@@ -121,13 +120,17 @@ def together(
     return rows, findings
 
 
-def _forward_and_step(work: Callable[[], Sequence[Tensor]], device: torch.device, dtype: torch.dtype) -> Parts:
+def _one_by_one(layer: OriginalLayer, maps: Sequence[Tensor]) -> Tensor:
+    return join([layer(x_BNNC) for x_BNNC in maps])
+
+
+def _forward_and_step(work: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Parts:
     watch = Stopwatch(device)
     with attention_for(device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         with torch.no_grad():
             work()
         watch.lap("forward")
-        torch.stack([each.float().sum() for each in work()]).sum().backward()
+        work().float().sum().backward()
     watch.lap("step")
     return watch.parts
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -46,6 +47,11 @@ class Conditions:
     picture_HW3: NDArray[np.uint8]
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.picture_HW3.shape[0], self.picture_HW3.shape[1]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Of the peers; ours is prepared for the type."""
@@ -164,7 +170,7 @@ def _sotr_work(config: SOTRConfig, conditions: Conditions, plain: bool) -> Work:
         found = decode(
             dense,
             [(image.shape[1], image.shape[2])],
-            [conditions.picture_HW3.shape[:2]],
+            [conditions.size],
             options,
             config=config,
             class_names=names,
@@ -223,22 +229,22 @@ def _let_through(model: Any, image: Tensor) -> None:
     heads.score_thresh = float(scores.topk(min(PROPOSALS, len(scores))).values[-1])
 
 
+FORMERS = {
+    "MaskFormer": "MaskFormerForInstanceSegmentation",
+    "Mask2Former": "Mask2FormerForUniversalSegmentation",
+}
+"""Names in transformers of the models that are made from a `...Config`."""
+
+
 def _former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions], Work]:
     """A side: transformers' MaskFormer or Mask2Former with a ResNet-50, made from its configuration."""
 
     def side(conditions: Conditions) -> Work:
-        import transformers
-
         torch.manual_seed(0)
+        transformers: Any = import_module("transformers")
         backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
-        model: Any
-        if kind == "Mask2Former":
-            settings = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES)
-            model = transformers.Mask2FormerForUniversalSegmentation(settings)
-        else:
-            settings = transformers.MaskFormerConfig(backbone_config=backbone, num_labels=CLASSES)
-            model = transformers.MaskFormerForInstanceSegmentation(settings)
-        model = model.eval().to(conditions.device)
+        settings = getattr(transformers, f"{kind}Config")(backbone_config=backbone, num_labels=CLASSES)
+        model = getattr(transformers, FORMERS[kind])(settings).eval().to(conditions.device)
 
         @torch.inference_mode()
         def work() -> Parts:
@@ -249,7 +255,7 @@ def _former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions
             with conditions.autocast():
                 found = model(pixel_values=batch)
             watch.lap("network")
-            _masks_of_queries(found, conditions.picture_HW3.shape[:2], (image.shape[1], image.shape[2]), batch)
+            _masks_of_queries(found, conditions.size, (image.shape[1], image.shape[2]), batch)
             watch.lap("decoding")
             return watch.parts
 
@@ -258,7 +264,7 @@ def _former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions
     return side
 
 
-def _masks_of_queries(found: Any, size: tuple[int, ...], image_size: tuple[int, int], batch: Tensor) -> Tensor:
+def _masks_of_queries(found: Any, size: tuple[int, int], image_size: tuple[int, int], batch: Tensor) -> Tensor:
     """The best hundred pairs of query and class, their masks at the picture's size, and mean probabilities: what both
     papers' decoding does, in few passes over the masks."""
     scores, index = found.class_queries_logits[0].float().softmax(-1)[:, :-1].flatten().topk(OBJECTS)

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -108,9 +109,9 @@ def measure_evaluate(
     for count in objects:
         truth = synthetic.coco(pictures, count, height, width, CLASSES)
         results = _results(truth, height, width)
-        sides: dict[str, Callable[[], float | None]] = {"sotr": lambda t=truth, r=results: coco_metrics(t, r).AP}
+        sides: dict[str, Callable[[], float | None]] = {"sotr": partial(_ours, truth, results)}
         if find_spec("pycocotools") is not None:
-            sides["pycocotools"] = lambda t=truth, r=results: _pycocotools(t, r)
+            sides["pycocotools"] = partial(_pycocotools, truth, results)
         values = {name: work() for name, work in sides.items()}
         times = alternate({name: _timed(work) for name, work in sides.items()}, runs, on_run)
         for name in sides:
@@ -157,6 +158,10 @@ def _results(truth: dict[str, Any], height: int, width: int) -> list[dict[str, A
                 }
             )
     return results
+
+
+def _ours(truth: dict[str, Any], results: list[dict[str, Any]]) -> float | None:
+    return coco_metrics(truth, results).AP
 
 
 def _pycocotools(truth: dict[str, Any], results: list[dict[str, Any]]) -> float:

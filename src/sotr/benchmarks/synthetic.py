@@ -43,7 +43,7 @@ def objects(masks_IHW: NDArray[np.bool_], num_classes: int) -> Objects:
 
 def coco(pictures: int, per_picture: int, height: int, width: int, num_classes: int) -> dict[str, Any]:
     """A COCO data set of ellipses, without the picture files."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for number in range(pictures):
         for index, rle in enumerate(encode_masks(ellipses(per_picture, height, width, number))):
             annotations.append(

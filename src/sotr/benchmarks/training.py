@@ -124,6 +124,7 @@ class _Pictures:
 
     def batch(self) -> Batch:
         samples = []
+        height, width, _ = self.image.shape
         for number in range(self.conditions.batch):
             found = augment(
                 self.image,
@@ -134,14 +135,14 @@ class _Pictures:
                 mask_stride=4,
                 generator=np.random.default_rng(number),
             )
-            samples.append(Sample(found.image_3hw, found.targets, number, "", found.size, self.image.shape[:2]))
+            samples.append(Sample(found.image_3hw, found.targets, number, "", found.size, (height, width)))
         return collate(samples, self.config)
 
 
 def _sotr(preset: str, conditions: Conditions) -> Step:
     config = SOTRConfig.preset(preset, CLASSES)
     torch.manual_seed(0)
-    network = SOTR(config).to(conditions.device, memory_format=torch.channels_last)
+    network = SOTR(config).to(memory_format=torch.channels_last).to(conditions.device)
     pictures = _Pictures(conditions, config)
 
     def step() -> Parts:

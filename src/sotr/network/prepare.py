@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections import Counter
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import fx, nn
@@ -76,19 +77,20 @@ def _layer(graph: fx.GraphModule, node: object) -> nn.Module | None:
     return None
 
 
-def _follower(node: fx.Node) -> fx.Node | None:
+def _follower(node: object) -> fx.Node | None:
     """The one node that reads this one's result."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    return next(iter(node.users)) if isinstance(node, fx.Node) and len(node.users) == 1 else None
 
 
 def fold_batch_norms(body: fx.GraphModule) -> None:
     """Fold each batch norm into the convolution whose result it alone reads, in place."""
     for node in list(body.graph.nodes):
-        conv_node = node.args[0] if node.args else None
-        norm, conv = _layer(body, node), _layer(body, conv_node)
+        norm = _layer(body, node)
         if type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
             continue
-        if not isinstance(conv, nn.Conv2d) or _follower(conv_node) is not node:
+        conv_node: Any = node.args[0]
+        conv = _layer(body, conv_node)
+        if not isinstance(conv, nn.Conv2d) or len(conv_node.users) > 1:
             continue
         body.set_submodule(conv_node.target, fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(conv_node)
@@ -111,8 +113,9 @@ def _fuse_residual_sums(body: fx.GraphModule, dtype: torch.dtype) -> None:
         in_place = fresh and all(order[user] <= order[node] for user in shortcut.users)
         relu = _follower(node)
         relu = relu if isinstance(_layer(body, relu), nn.ReLU) else None
-        conv, activation = _layer(body, conv_node), "none" if relu is None else "relu"
-        body.set_submodule(conv_node.target, OneDNNConv(conv, dtype, activation, in_place=in_place))
+        conv: Any = _layer(body, conv_node)
+        fused = OneDNNConv(conv, dtype, "none" if relu is None else "relu", in_place=in_place)
+        body.set_submodule(conv_node.target, fused)
         conv_node.args = (conv_node.args[0], shortcut)
         node.prepend(conv_node)
         for done in (node,) if relu is None else (relu, node):
@@ -146,7 +149,7 @@ def _fuse_relus(body: fx.GraphModule, dtype: torch.dtype) -> None:
             body.graph.erase_node(relu)
 
 
-def _fits(conv: nn.Module | None) -> bool:
+def _fits(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     # Subclasses, such as those that pad as TensorFlow does, compute something else.
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
@@ -155,14 +158,14 @@ def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
     """Replace linear layers and convolutions, with their activation where it is known to follow."""
     for module in list(network.modules()):
         if isinstance(module, MLP):
-            module[0] = OneDNNLinear(module[0], dtype, gelu=True)
+            module[0] = OneDNNLinear(cast(nn.Linear, module[0]), dtype, gelu=True)
             module[1] = nn.Identity()
         elif isinstance(module, ConvolutionBlock):
             slope = module.activation.negative_slope
-            module.conv1 = OneDNNConv(module.conv1, dtype, "leaky_relu", slope)
-            module.activation = nn.Identity()
+            module.set_submodule("conv1", OneDNNConv(module.conv1, dtype, "leaky_relu", slope))
+            module.set_submodule("activation", nn.Identity())
     for name, module in list(network.named_modules()):
         if _fits(module):
             network.set_submodule(name, OneDNNConv(module, dtype))
-        elif type(module).forward is nn.Linear.forward:
+        elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             network.set_submodule(name, OneDNNLinear(module, dtype))

@@ -5,7 +5,8 @@ A layer takes one map, or several at once: their cells one after the other, (T, 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.position = PositionEmbedding(max(config.grids), config.width)
         layer = LAYERS[config.transformer]
-        layers = (layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
-        self.layers: Iterable[OriginalLayer] = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         shapes = [_shape(x_BNNC) for x_BNNC in maps_BNNC]
         x_TC = join(maps_BNNC)
         for layer in self.layers:
-            x_TC = layer.together(x_TC, shapes)
+            x_TC = cast(OriginalLayer, layer).together(x_TC, shapes)
         return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in split(self.norm(x_TC), shapes)]
 
 
