@@ -81,9 +81,10 @@ def test_the_page_is_whole_and_needs_nothing_else(coco_folder: Path, tmp_path: P
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert "http" not in text.replace("http://www.w3.org", "").replace("https://www.w3.org", "")
     assert INK not in text
-    cells = [int(number) for number in re.findall(r'<td style="--share: [0-9.]+"[^>]*>(\d+)</td>', text)]
-    assert len(cells) == 4 * 4 - 1
-    assert sum(cells) > 0
+    cells = re.findall(r'<td style="--share: [0-9.]+"[^>]*>(\d*)</td>', text)
+    assert len(cells) == 4 * 4
+    assert any(cells)
+    assert not cells[-1]  # nothing, taken for nothing
     assert text.count("<svg") == 2
     for words in (
         "run &lt;1&gt;",

@@ -141,7 +141,7 @@ def _precision_recall(curves_of: Mapping[str, NDArray[np.float64]], metrics: Map
         return int(metrics["per_class"].get(name, {}).get("objects", 0))
 
     shown = sorted(curves_of, key=objects, reverse=True)[:MOST_CURVES]
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.6, 4.2), layout="constrained")
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     for colour, name in zip(_COLOURS, shown, strict=False):
@@ -151,6 +151,8 @@ def _precision_recall(curves_of: Mapping[str, NDArray[np.float64]], metrics: Map
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_ylabel("precision", color=INK)
     dress(axes, "masks that overlap by an IoU of 0.50", "recall", INK)
+    if axes.get_legend() is not None:
+        axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _svg(figure)
 
 
