@@ -47,7 +47,7 @@ _HOMES = {
 }
 
 
-_get, __dir__ = lazy_names(__name__, _HOMES)
+_get, _names = lazy_names(__name__, _HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -57,3 +57,7 @@ def __getattr__(name: str) -> Any:
 
         return version("sotr")
     return _get(name)
+
+
+def __dir__() -> list[str]:
+    return [*_names(), "__version__"]
