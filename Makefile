@@ -32,6 +32,8 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time this takes some minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@# Without what it depends on: OpenCV's build with windows needs libraries that servers lack.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "trackers>=2.6"
 	@touch $@
 
 demo: $(STAMP)
