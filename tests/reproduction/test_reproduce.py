@@ -57,11 +57,14 @@ def test_a_table_is_written_and_finished_rows_are_kept(small_scale: None, coco_f
     result_file = out / "rows" / "baseline" / "seed-0.json"
     result = json.loads(result_file.read_text())
     result_file.unlink()
+    (out / "rows" / "weaker-backbone" / "costs.json").unlink()
     reproduce(["1"], data=str(coco_folder), seeds=1, out=str(out), device="cpu", quiet=True)
     repeated = json.loads(result_file.read_text())
     for each in (result, repeated):
         del each["metrics"]["seconds"]
     assert repeated == result
+    measured = json.loads((out / "rows" / "weaker-backbone" / "costs.json").read_text())
+    assert {**measured, "ms": 0} == {**costs["weaker-backbone"], "ms": 0}
     assert len(list((out / "rows" / "baseline" / "seed-0" / "logs" / "csv").iterdir())) == 1
 
     with pytest.raises(SOTRError, match=r"another data; give another folder"):

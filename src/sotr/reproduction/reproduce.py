@@ -80,6 +80,8 @@ def reproduce(
         if not work.result_file(row, seed).is_file():
             console.print(f"run {number} of {len(todo)}: {row}, seed {seed}")
             work.run(row, seed)
+        if not work.costs_file(row).is_file():
+            work.measure_costs(row, seed)
         reports = work.report(chosen, seeds)
     console.print(f"written: {', '.join(map(str, reports))}")
     return ReproductionSummary(work.out, reports)
@@ -173,14 +175,16 @@ class _Work:
             train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
         except TrainingInterrupted as interrupt:
             raise TrainingInterrupted(f"{row}, seed {seed}, {interrupt}; or give the same command again") from None
-        segmenter = load(run, self.device)
-        metrics = evaluate(self.data, segmenter, workers=self.workers, quiet=True)
-        if not self.costs_file(row).is_file():
-            train_data, val_data = self._splits()
-            _write_json(self.costs_file(row), asdict(measure(segmenter, train_data, val_data, self._recipe())))
+        metrics = evaluate(self.data, run, device=self.device, workers=self.workers, quiet=True)
         run_settings = _read_json(run / "run.json")
         surroundings = {name: run_settings[name] for name in ("device", "precision", "versions")}
         _write_json(self.result_file(row, seed), {"row": row, "seed": seed, "metrics": metrics, **surroundings})
+
+    def measure_costs(self, row: str, seed: int) -> None:
+        """Measure what a trained row costs."""
+        segmenter = load(self.folder(row) / f"seed-{seed}", self.device)
+        train_data, val_data = self._splits()
+        _write_json(self.costs_file(row), asdict(measure(segmenter, train_data, val_data, self._recipe())))
 
     def _splits(self) -> tuple[CocoDataset, CocoDataset]:
         splits = find_data(self.data)
