@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path: Path) -> None:
                 save(tmp_path, 2)
         except SOTRError as error:
             message = str(error)
-        if cut.passed < moment:  # there were no more moments
+        if cut.passed < moment or not message:  # no more moments, or only the sync of the folder's names
             break
         assert "No space left on device" in message
         assert "the checkpoint before it is intact: make room, then continue with --resume" in message
