@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.data import rle
 from sotr.data.coco import CocoDataset
-from sotr.data.transforms import resized_size
+from sotr.data.sizes import resized_size
 from sotr.learning.assignment import claims
 
 _CHUNK = 20_000

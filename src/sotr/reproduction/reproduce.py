@@ -174,7 +174,8 @@ class _Work:
         try:
             train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
         except TrainingInterrupted as interrupt:
-            raise TrainingInterrupted(f"{row}, seed {seed}, {interrupt}; or give the same command again") from None
+            message = f"{row}, seed {seed}, {interrupt}; or give the same command again"
+            raise TrainingInterrupted(message, interrupt.exit_code) from None
         metrics = evaluate(self.data, run, device=self.device, workers=self.workers, quiet=True)
         run_settings = _read_json(run / "run.json")
         surroundings = {name: run_settings[name] for name in ("device", "precision", "versions")}

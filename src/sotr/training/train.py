@@ -136,7 +136,8 @@ def train(
     if val_data is not None and not len(val_data):
         val_data = None
     splits = {"train": train_data} if val_data is None else {"train": train_data, "val": val_data}
-    verify(splits, console)
+    if used.main:  # the others would open the same pictures
+        verify(splits, console)
 
     first_weights = None
     if continued:
