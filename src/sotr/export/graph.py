@@ -101,9 +101,11 @@ def _most(wanted_BI: Tensor, least: int) -> int:
 
 
 def _take(values: Tensor, index_BI: Tensor) -> Tensor:
-    """Of each picture the entries along dimension 1 that `index_BI` names."""
-    rest = values.shape[2:]
-    return values.gather(1, index_BI.reshape(*index_BI.shape, *(1 for _ in rest)).expand(-1, -1, *rest))
+    """Of each picture the rows, along dimension 1, that `index_BI` names."""
+    pictures, rows = values.shape[:2]
+    first_B1 = rows * torch.arange(pictures, device=values.device)[:, None]
+    # Whole rows of all pictures: an index per row, where `gather` would want one per element.
+    return values.flatten(0, 1)[index_BI + first_B1]
 
 
 def _mask_logits(kernels_BID: Tensor, features_BEhw: Tensor, kernel_size: int) -> Tensor:
