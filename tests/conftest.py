@@ -112,8 +112,8 @@ def nuclei() -> "Segmenter":
     from sotr.model import Segmenter, load
 
     model = load("nuclei")
-    model.network.config = replace(model.config, image_size=160, max_image_size=256)
-    options = replace(model.decode_options, max_objects=12, max_candidates=60, max_nms=50)
+    model.network.config = replace(model.config, image_size=256, max_image_size=416)
+    options = replace(model.decode_options, score_threshold=0.25, max_objects=12, max_candidates=60, max_nms=50)
     return Segmenter(model.network, model.class_names, model.category_ids, options, "nuclei")
 
 

@@ -110,7 +110,7 @@ def test_score_and_max_objects_narrow(exported: ExportedSegmenter, nuclei: Segme
     middle = float(np.median(found.scores_I))
     assert_equal(exported.predict(PICTURES["square"], score=middle), found[found.scores_I > middle])
     assert_equal(exported.predict(PICTURES["square"], max_objects=2), found[:2])
-    with pytest.raises(SOTRError, match=r"score is 0\.01, but nuclei was exported for scores from 0\.05; export it"):
+    with pytest.raises(SOTRError, match=r"score is 0\.01, but nuclei was exported for scores from 0\.25; export it"):
         exported.predict([], score=0.01)
     with pytest.raises(SOTRError, match="max_objects is 13, but nuclei was exported for 12; export it again with"):
         exported.predict([], max_objects=13)
@@ -129,8 +129,8 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
         "content": "objects",
         "class_names": ["nucleus"],
         "category_ids": [1],
-        "image_size": 160,
-        "max_image_size": 256,
+        "image_size": 256,
+        "max_image_size": 416,
         "mean": list(MEAN),
         "std": list(STD),
         "decoding": options,

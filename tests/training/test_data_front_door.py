@@ -12,6 +12,7 @@ from sotr.data.coco import load_coco
 from sotr.data.synthetic import write_synthetic
 from sotr.errors import SOTRError
 from sotr.training import settings, train
+from sotr.training.devices import Devices
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(data: Path, **changes: Any) -> dict[str, Any]:
     arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", **changes}
     coco = load_coco(data / "train.json", data / "images")
-    return settings.new_run(data / "run", str(data), arguments, coco, None, torch.device("cpu"))
+    return settings.new_run(data / "run", str(data), arguments, coco, None, Devices(torch.device("cpu")))
 
 
 def test_a_preset_follows_the_data_and_says_why(crowded: Path) -> None:

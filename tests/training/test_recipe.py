@@ -123,7 +123,6 @@ def test_every_field_is_documented() -> None:
     for name in Recipe.__dataclass_fields__:
         index = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
         assert lines[index + 1].strip().startswith('"""'), name
-        assert lines[index + 1].strip().endswith('"""'), name
 
 
 def test_yaml_of_a_recipe_loads_again(tmp_path: Path) -> None:
