@@ -43,8 +43,7 @@ def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, C
     with torch.device("meta"):
         # The counter's hooks stumble over parameters that are handed on as they are, as static kernels are.
         network = SOTR(config).eval().requires_grad_(False)
-        # A single picture takes all its levels through the transformer at once, past the modules that are counted.
-        images_B3HW = torch.zeros(2, 3, height, width)
+        images_B3HW = torch.zeros(1, 3, height, width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network(images_B3HW)
@@ -52,13 +51,13 @@ def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, C
     components = {
         name: Component(
             parameters=sum(parameter.numel() for parameter in module.parameters()),
-            # Two pictures, and the counter takes a multiplication and its addition for two operations.
-            macs=flops.get(f"{type(network).__name__}.{name}", 0) // 4,
+            # The counter takes a multiplication and its addition for two operations.
+            macs=flops.get(f"{type(network).__name__}.{name}", 0) // 2,
         )
         for name, module in network.named_children()
     }
     components["total"] = Component(
-        parameters=sum(parameter.numel() for parameter in network.parameters()), macs=counter.get_total_flops() // 4
+        parameters=sum(parameter.numel() for parameter in network.parameters()), macs=counter.get_total_flops() // 2
     )
     return components
 

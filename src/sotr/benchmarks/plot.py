@@ -77,7 +77,7 @@ def _bars(report: Report) -> Figure:
     axis.set_xlabel("seconds, median; whiskers: quartiles of the total")
     handles = {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     if handles:
-        axis.legend(handles.values(), handles.keys(), frameon=False, loc="lower right")
+        axis.legend(handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1))
     figure.tight_layout()
     return figure
 

@@ -83,8 +83,8 @@ class SOTR(nn.Module):
 
     def _transform(self, maps_BCNN: list[Tensor]) -> list[Tensor]:
         """The transformer's output for each map."""
-        # Of a batch the maps are large enough by themselves; joining their cells would only cost copies.
-        if isinstance(self.transformer, Transformer) and maps_BCNN[0].shape[0] == 1:
+        # It saves launches, of which a GPU has too many for one picture; elsewhere joining the cells only costs copies.
+        if isinstance(self.transformer, Transformer) and maps_BCNN[0].is_cuda and maps_BCNN[0].shape[0] == 1:
             return self.transformer.together(maps_BCNN)
         return [self.transformer(x_BCNN) for x_BCNN in maps_BCNN]
 
