@@ -205,7 +205,7 @@ class _View(NamedTuple):
         canvas = np.asarray(grey * 0.7 * (1 - share) + colors * share, np.float32)
         rows, columns = map_NN.shape
         height, width = self.padded_size
-        lines = np.zeros(canvas.shape[:2], np.bool_)
+        lines: NDArray[np.bool_] = np.zeros((canvas.shape[0], canvas.shape[1]), np.bool_)
         for i in range(1, rows):
             lines[min(round(i * height / rows), len(lines)) :][:1] = True
         for j in range(1, columns):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,11 +113,14 @@ def open_camera(index: int) -> Iterator[Video]:
     """
     import cv2
 
-    before = cv2.setLogLevel(0)  # OpenCV would print what goes wrong besides
+    # OpenCV would print what goes wrong besides; its version 5 keeps the level in another place.
+    log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    before = log.getLogLevel()
+    log.setLogLevel(0)
     try:
         camera = cv2.VideoCapture(index)
     finally:
-        cv2.setLogLevel(before)
+        log.setLogLevel(before)
     if not camera.isOpened():
         raise SOTRError("there is no such camera; the first has number 0")
 

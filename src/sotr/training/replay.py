@@ -92,7 +92,7 @@ def replay(folder: str | Path, device: str, console: Console) -> ReplayedStep:
     for name, parameter in module.network.named_parameters():
         found.look(f"the gradient of {name}", parameter.grad)
 
-    values = {"loss": float(loss)} | {name: float(value) for name, value in losses.items()}
+    values = {"loss": float(loss.detach())} | {name: float(value.detach()) for name, value in losses.items()}
     console.print(f"step {step['step'] + 1} with {', '.join(step['file_names'])}, {step['precision']}, on {chosen}")
     for name, number in values.items():
         console.print(f"  {name}: {number:g} (when it failed: {step['losses'].get(name, 'not recorded')})")
