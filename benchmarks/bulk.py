@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 import sotr
-from sotr.prediction.pipeline import Model
+from sotr.predictor import Predictor
 
 
 class Instant:
@@ -50,7 +50,7 @@ def main(pictures: int = 100, side: int = 256, model: str = "nuclei", device: st
         for number in range(pictures):
             noise = rng.integers(0, 256, (side // 8, side // 8, 3), np.uint8)
             Image.fromarray(noise).resize((side, side)).save(Path(folder) / f"{number:06d}.png")
-        models: list[Model] = [Instant(side), sotr.load(model, device)]
+        models: list[Predictor] = [Instant(side), sotr.load(model, device)]
         for chosen in models:
             chosen.predict([np.zeros((side, side, 3), np.uint8)], score=0.3)
             wall, processor = time.perf_counter(), time.process_time()
