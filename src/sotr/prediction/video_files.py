@@ -114,7 +114,9 @@ def open_camera(index: int) -> Iterator[Video]:
     import cv2
 
     # OpenCV would print what goes wrong besides; its version 5 keeps the level in another place.
-    log: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+    log: Any = cv2
+    if not hasattr(log, "setLogLevel"):
+        log = log.utils.logging
     before = log.getLogLevel()
     log.setLogLevel(0)
     try:
