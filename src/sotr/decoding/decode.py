@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import mask_nms, matrix_nms
+from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encode_masks
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
@@ -178,21 +179,15 @@ def _rles(
         return []
     h, w = features_Ehw.shape[1:]
     padded = (h * MASK_STRIDE, w * MASK_STRIDE)
-    largest = max(padded[0] * padded[1], original_size[0] * original_size[1])
     at_once = UPSAMPLED_PIXELS
     if features_Ehw.device.type == "cpu":
-        at_once = min(at_once, CACHED_PIXELS)
+        at_once = CACHED_PIXELS
+    level = options.threshold_logit
     rles: list[dict[str, Any]] = []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
-        for maps in _logits(kernels, features_Ehw)[None].split(max(1, at_once // largest), 1):
-            level = options.threshold_logit
+        for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
             if options.upsample == "probabilities":
-                maps, level = maps.sigmoid(), options.mask_threshold
-            maps = F.interpolate(maps, size=padded, mode="bilinear", align_corners=False)
-            maps = maps[..., : image_size[0], : image_size[1]]
-            if tuple(maps.shape[-2:]) != tuple(original_size):
-                maps = F.interpolate(maps, size=original_size, mode="bilinear", align_corners=False)
-            masks_IHW = maps[0] > level
-            # Masks are compressed down their columns.
-            rles += encode_masks(masks_IHW.transpose(1, 2).contiguous().cpu().numpy().transpose(0, 2, 1))
+                maps_Ihw, level = maps_Ihw.sigmoid(), options.mask_threshold
+            masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size) > level
+            rles += encode_masks(masks_IWH.cpu().numpy().transpose(0, 2, 1))
     return rles
