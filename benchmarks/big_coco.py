@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.coco import CocoDataset, load_coco
 
 

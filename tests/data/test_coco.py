@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.coco import find_data, load_coco
 from sotr.errors import SOTRError
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.transforms import (
     MEAN,
     STD,

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from sotr import rle
 from sotr.config import SOTRConfig
 from sotr.data import pictures as pictures_module
-from sotr.data import rle
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.data.findings import KINDS

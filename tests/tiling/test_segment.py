@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import sotr
-from sotr.data.rle import runs_of
 from sotr.errors import SOTRError
 from sotr.instances import Instances
+from sotr.rle import runs_of
 from sotr.tiling.columns import place
 
 

@@ -9,7 +9,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from rich.console import Console
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.coco import CocoDataset, category_difference
 from sotr.data.findings import KINDS, Finding, by_kind, counted
 from sotr.data.grids import Fit, Objects, objects_of

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sotr import rle
 from sotr.config import INPUT_DIVISOR, SOTRConfig
-from sotr.data import rle
 from sotr.data.coco import CocoDataset
 from sotr.data.sizes import resized_size
 from sotr.learning.assignment import claims

@@ -8,7 +8,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.stream import show
 from sotr.errors import SOTRError
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
-from sotr.data import rle
+from sotr import rle
 from sotr.data.sizes import resize_ratio, resized_size
 from sotr.errors import SOTRError
 from sotr.learning import Targets

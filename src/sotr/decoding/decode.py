@@ -11,9 +11,10 @@ from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import mask_nms, matrix_nms
 from sotr.decoding.resize import to_picture
-from sotr.instances import Instances, encode_masks
+from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
+from sotr.rle import mask_counts
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -183,11 +184,11 @@ def _rles(
     if features_Ehw.device.type == "cpu":
         at_once = CACHED_PIXELS
     level = options.threshold_logit
-    rles: list[dict[str, Any]] = []
+    counts = []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
             if options.upsample == "probabilities":
                 maps_Ihw, level = maps_Ihw.sigmoid(), options.mask_threshold
             masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size) > level
-            rles += encode_masks(masks_IWH.cpu().numpy().transpose(0, 2, 1))
-    return rles
+            counts.append(mask_counts(masks_IWH.cpu().numpy()))
+    return encoded(counts, original_size)

@@ -63,11 +63,11 @@ def _taps(features: int, padded: int, image: int, original: int) -> Taps:
     shares = (outer_shares_L2[:, :, None] * inner_shares_S2[outer_L2]).reshape(original, 4)
     # Two neighbours of the input lie between three neighbours of the features at most.
     first = places.min(1, keepdims=True)
-    taps = np.zeros((original, 3))
-    np.add.at(taps, (np.arange(original)[:, None], places - first), shares)
-    taps = taps[:, : int(np.flatnonzero(taps.any(0))[-1]) + 1]
-    index = np.minimum(first + np.arange(taps.shape[1]), features - 1)
-    return Taps(torch.from_numpy(index), torch.from_numpy(taps.astype(np.float32)))
+    shares_L3 = np.zeros((original, 3))
+    np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)
+    taps = int(np.flatnonzero(shares_L3.any(0))[-1]) + 1
+    index = np.minimum(first + np.arange(taps), features - 1)
+    return Taps(torch.from_numpy(index), torch.from_numpy(shares_L3[:, :taps].astype(np.float32)))
 
 
 def _bilinear(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
