@@ -11,13 +11,13 @@ from sotr.lazy import lazy_names
 if TYPE_CHECKING:
     from sotr.config import SOTRConfig
     from sotr.errors import SOTRError
-    from sotr.evaluation import evaluate
+    from sotr.evaluation.evaluate import evaluate
     from sotr.instances import Instances
     from sotr.loading import load
     from sotr.model import Segmenter
     from sotr.network import SOTR
-    from sotr.prediction import predict
-    from sotr.training import train
+    from sotr.prediction.predict import predict
+    from sotr.training.train import train
 
     __version__: str
 

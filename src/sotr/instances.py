@@ -15,8 +15,8 @@ from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import ArrayLike, NDArray
 
-from sotr import rle
 from sotr.errors import SOTRError
+from sotr.rle import Ints, encode_counts, mask_counts
 
 if TYPE_CHECKING:
     import supervision
@@ -305,15 +305,15 @@ def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
         return []
     inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
     # No copy is made of masks that lie in memory column by column.
-    counts = rle.mask_counts(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
+    counts = mask_counts(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
     return encoded([counts], (masks_IHW.shape[1], masks_IHW.shape[2]))
 
 
-def encoded(counts: Sequence[tuple[rle.Ints, rle.Ints]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO compressed RLEs of masks of `size` (H, W), given what `rle.mask_counts` gave of some after others."""
+def encoded(counts: Sequence[tuple[Ints, Ints]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO compressed RLEs of masks of `size` (H, W), given what `sotr.rle.mask_counts` gave of some after others."""
     sizes = np.concatenate([np.diff(offsets) for _, offsets in counts])
     offsets = np.concatenate(([0], np.cumsum(sizes)))
-    texts = rle.encode_counts(np.concatenate([lengths for lengths, _ in counts]), offsets)
+    texts = encode_counts(np.concatenate([lengths for lengths, _ in counts]), offsets)
     return [{"size": list(size), "counts": text} for text in texts]
 
 

@@ -107,7 +107,8 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
 
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
     """Compressed RLE strings of run lengths, those of string i at `offsets[i]:offsets[i + 1]`."""
-    rest = counts.astype(np.int32 if counts.max(initial=0) < 2**31 else np.int64)
+    small = counts.max(initial=0) < 2**31
+    rest: NDArray[np.signedinteger] = counts.astype(np.int32 if small else np.int64)
     rest[2:] -= rest[:-2].copy()
     starts_S3 = offsets[:-1, None] + np.arange(3)
     starts = starts_S3[starts_S3 < offsets[1:, None]]
