@@ -1,5 +1,6 @@
 """How objects fit grids: the same as assignment says, picture by picture; and what advice follows from it."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sotr.config import SOTRConfig
-from sotr.data.advice import LOST, free_memory, picture_memory, suggest
+from sotr.data.advice import LOST, free_memory, mirroring, picture_memory, suggest
 from sotr.data.coco import CocoDataset, load_coco
 from sotr.data.grids import Objects, fit_to_grids, input_sizes, objects_of
 from sotr.data.synthetic import write_synthetic
@@ -114,3 +115,22 @@ def test_large_objects_in_small_pictures_are_not_enlarged(tmp_path: Path) -> Non
     advice = suggest(of_one_size(data, 80), NANO, None, CPU)
     assert advice.config.image_size == 192  # half the preset's
     assert "large enough as they are" in advice.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("front_left_door", "front_right_door", "hood"), "front_left_door would look like front_right_door$"),
+        (
+            ("Right Lung", "Left Lung", "lamp right", "lamp left"),
+            "Left Lung .* Right Lung, and so for 2 pairs",
+        ),
+        (("left", "right"), "left would look like right$"),
+    ],
+)
+def test_sides_must_not_be_mirrored(names: tuple[str, ...], said: str) -> None:
+    assert re.search(said, mirroring(names) or "")
+
+
+def test_other_classes_may_be_mirrored() -> None:
+    assert mirroring(("cat", "copyright", "left_over", "brightness", "bleft", "bright")) is None

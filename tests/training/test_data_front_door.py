@@ -1,5 +1,6 @@
 """Training looks its data over before it starts, and adapts a preset to them unless it is told otherwise."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,21 @@ def test_what_is_chosen_by_hand_stays(crowded: Path, monkeypatch: pytest.MonkeyP
     assert new_run(crowded)["recipe"]["batch_size"] == 1
     assert new_run(crowded, batch_size=3)["recipe"]["batch_size"] == 3
     assert new_run(crowded, recipe="paper")["recipe"]["batch_size"] == 8
+
+
+def test_classes_with_sides_are_not_mirrored(tmp_path: Path) -> None:
+    data = write_synthetic(tmp_path / "data", 2, 1, height=64, width=64, quiet=True)
+    content = json.loads((data / "train.json").read_text())
+    for category, name in zip(content["categories"], ("left hand", "right hand"), strict=False):
+        category["name"] = name
+    (data / "train.json").write_text(json.dumps(content))
+    run = new_run(data)
+    assert not run["recipe"]["augmentation"]["horizontal_flip"]
+    assert "left hand would look like right hand" in run["advice"][-1]
+    assert new_run(data, suggest=False)["recipe"]["augmentation"]["horizontal_flip"]
+    own = tmp_path / "own.yaml"
+    own.write_text("epochs: 1\naugmentation:\n  horizontal_flip: true\n")
+    assert new_run(data, recipe=str(own))["recipe"]["augmentation"]["horizontal_flip"]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

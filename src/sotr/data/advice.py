@@ -2,6 +2,8 @@
 
 import math
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -75,6 +77,25 @@ def suggest(
     if batch_size is not None:
         batch_size = _batch_size(data, config, batch_size, device, reasons)
     return Advice(config, batch_size, tuple(reasons))
+
+
+def mirroring(class_names: Sequence[str]) -> str | None:
+    """Why pictures of these classes must not be mirrored: one that is called left has a counterpart on the right, which
+    it would look like. None if there is no such pair."""
+    names = set(class_names)
+    lefts = [name for name in class_names if (other := _other_side(name)) != name and other in names]
+    if not lefts:
+        return None
+    left = next((name for name in lefts if re.search("left", name, re.IGNORECASE)), lefts[0])
+    pairs = len(lefts) // 2
+    several = f", and so for {pairs} pairs of classes" if pairs > 1 else ""
+    return f"no mirroring (horizontal_flip, vertical_flip): {left} would look like {_other_side(left)}{several}"
+
+
+def _other_side(name: str) -> str:
+    """The name with left for right and right for left, where these are words of their own."""
+    sides = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
+    return re.sub(rf"(?<![A-Za-z])({'|'.join(sides)})(?![a-z])", lambda found: sides[found[0]], name)
 
 
 def _image_size(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOTRConfig:

@@ -86,6 +86,11 @@ class Augmentation:
             if not 0 <= getattr(self, name) <= 1:
                 raise SOTRError(f"augmentation {name} is {getattr(self, name)}; it is a probability in 0..1")
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether left may become right; turning a picture does not do that."""
+        return self.horizontal_flip or self.vertical_flip
+
 
 @dataclass(frozen=True)
 class Objects:

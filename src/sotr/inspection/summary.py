@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sotr.config import FPN_STRIDES, SOTRConfig
-from sotr.data.advice import suggest
+from sotr.data.advice import mirroring, suggest
 from sotr.data.check import CheckedSplit
 from sotr.data.findings import Finding, by_kind, counted
 from sotr.data.grids import fit_to_grids
@@ -94,7 +94,7 @@ def summarize(
             "grids": list(advice.config.grids),
             "scale_ranges": [list(pair) for pair in advice.config.scale_ranges],
             "batch_size": advice.batch_size,
-            "reasons": list(advice.reasons),
+            "reasons": [*advice.reasons, *([reason] if (reason := mirroring(part.data.class_names)) else [])],
         },
         fit.sides_A,
     )

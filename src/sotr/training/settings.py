@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
-from sotr.data.advice import suggest
+from sotr.data.advice import mirroring, suggest
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
@@ -23,7 +23,7 @@ from sotr.model import load
 from sotr.training.backbone_weights import backbone_weights
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
-from sotr.training.recipe import Recipe
+from sotr.training.recipe import RECIPES, Recipe
 
 DEFAULTS: dict[str, Any] = {
     "model": "sotr-r50",
@@ -100,20 +100,22 @@ def _advised(
 ) -> tuple[SOTRConfig, Recipe, tuple[str, ...]]:
     """Architecture and recipe as `suggest` would have them, and its reasons; what was chosen by hand stays."""
     recipe, model = resolved_recipe(arguments), arguments["model"]
-    if not arguments["suggest"] or model not in PRESETS:
+    if not arguments["suggest"]:
         return config, recipe, ()
-    # Several processes would each look at the memory of their own device, and might not agree.
-    chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model) or used.total > 1
-    advice = suggest(
-        train_data,
-        config,
-        None if chosen else recipe.batch_size,
-        used.device,
-        fixed_size=arguments["image_size"] is not None,
-    )
-    if advice.batch_size is not None:
-        recipe = replace(recipe, batch_size=advice.batch_size)
-    return advice.config, recipe, advice.reasons
+    reasons: tuple[str, ...] = ()
+    if model in PRESETS:
+        # Several processes would each look at the memory of their own device, and might not agree.
+        chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model) or used.total > 1
+        batch_size = None if chosen else recipe.batch_size
+        fixed_size = arguments["image_size"] is not None
+        advice = suggest(train_data, config, batch_size, used.device, fixed_size=fixed_size)
+        config, reasons = advice.config, advice.reasons
+        if advice.batch_size is not None:
+            recipe = replace(recipe, batch_size=advice.batch_size)
+    if arguments["recipe"] in RECIPES and recipe.augmentation.mirrors and (reason := mirroring(train_data.class_names)):
+        unmirrored = replace(recipe.augmentation, horizontal_flip=False, vertical_flip=False)
+        recipe, reasons = replace(recipe, augmentation=unmirrored), (*reasons, reason)
+    return config, recipe, reasons
 
 
 def seconds_of(duration: str | None) -> float:

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from sotr.data.advice import mirroring
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.model import choose_device
 from sotr.training import settings
 from sotr.training.devices import Devices
+from sotr.training.recipe import Recipe
 from sotr.training.replay import ReplayedStep
 from sotr.training.replay import replay as replay_step
 from sotr.training.work import TrainingSummary, Work
@@ -146,6 +148,8 @@ def train(
         run = settings.new_run(folder, data, arguments, train_data, val_data, used)
         for reason in run["advice"]:
             console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")
+        if Recipe.from_dict(run["recipe"]).augmentation.mirrors and (reason := mirroring(train_data.class_names)):
+            console.print(f"suggested by the data, but not taken: {reason}")
         first_weights = settings.first_weights(run, train_data, console)
     if not finish:
         # A resumed run keeps its precision, whatever "auto" would choose on this machine.
