@@ -14,6 +14,7 @@ from sotr.data.synthetic import write_synthetic
 from sotr.errors import SOTRError
 from sotr.training import settings, train
 from sotr.training.devices import Devices
+from sotr.training.recipe import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,20 @@ def test_classes_with_sides_are_not_mirrored(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("epochs: 1\naugmentation:\n  horizontal_flip: true\n")
     assert new_run(data, recipe=str(own))["recipe"]["augmentation"]["horizontal_flip"]
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "recipe"),
+    [
+        ("sotr-nano", None, "scratch"),
+        ("sotr-nano", "none", "scratch"),
+        ("sotr-nano", "imagenet", "pretrained"),
+        ("nuclei", None, "finetune"),
+    ],
+)
+def test_the_recipe_suits_the_first_weights(model: str, weights: str | None, recipe: str) -> None:
+    assert settings.default_recipe(model, weights) == recipe
+    assert recipe in RECIPES
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

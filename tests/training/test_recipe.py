@@ -16,7 +16,7 @@ from tests.training.conftest import RECIPE
 
 
 def test_bundled_recipes_are_valid_and_survive_json() -> None:
-    assert set(RECIPES) == {"finetune", "paper", "scratch"}
+    assert set(RECIPES) == {"finetune", "paper", "pretrained", "scratch"}
     for name in RECIPES:
         recipe = Recipe.load(name)
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
@@ -97,7 +97,7 @@ def test_mistakes_are_named(write_yaml: Callable[..., str], changes: dict[str, A
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(SOTRError, match=r"no recipe 'papr'; choose one of finetune, paper, scratch"):
+    with pytest.raises(SOTRError, match=r"no recipe 'papr'; choose one of finetune, paper, pretrained, scratch"):
         Recipe.load("papr")
     broken = tmp_path / "broken.yaml"
     broken.write_text("lr: [1,\n")

@@ -105,7 +105,8 @@ def _advised(
     reasons: tuple[str, ...] = ()
     if model in PRESETS:
         # Several processes would each look at the memory of their own device, and might not agree.
-        chosen = arguments["batch_size"] is not None or arguments["recipe"] != default_recipe(model) or used.total > 1
+        usual = default_recipe(model, arguments["backbone_weights"])
+        chosen = arguments["batch_size"] is not None or arguments["recipe"] != usual or used.total > 1
         batch_size = None if chosen else recipe.batch_size
         fixed_size = arguments["image_size"] is not None
         advice = suggest(train_data, config, batch_size, used.device, fixed_size=fixed_size)
@@ -133,9 +134,11 @@ def seconds_of(duration: str | None) -> float:
     return total
 
 
-def default_recipe(model: str) -> str:
-    """The bundled recipe that suits a model that has, or has not, been trained before."""
-    return "scratch" if model in PRESETS or Path(model).is_file() else "finetune"
+def default_recipe(model: str, backbone_weights: str | None) -> str:
+    """The bundled recipe that suits a model that has been trained before, or its backbone, or nothing of it."""
+    if model not in PRESETS and not Path(model).is_file():
+        return "finetune"
+    return "scratch" if backbone_weights in (None, "none") else "pretrained"
 
 
 def _objects(data: CocoDataset) -> int:

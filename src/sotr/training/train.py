@@ -57,8 +57,8 @@ def train(
             know it from the run in `out`.
         model: What to train: a preset (sotr-r50, sotr-r101, sotr-rt-r50, sotr-nano) with random weights; a model
             folder, whose weights are the start; or a YAML or JSON file of SOTRConfig's settings.
-        recipe: How to train: paper, finetune or scratch, or a YAML file of Recipe's settings. Default: finetune for
-            a trained model, scratch for random weights.
+        recipe: How to train: paper, finetune, pretrained or scratch, or a YAML file of Recipe's settings. Default:
+            finetune for a trained model, pretrained for a backbone with weights, scratch for random weights.
         epochs: Passes over the training pictures, instead of the recipe's length.
         batch_size: Pictures per step over all devices, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
@@ -127,7 +127,7 @@ def train(
     elif data is None:
         raise SOTRError("there is nothing to train on; give the folder of a data set")
     else:
-        arguments["recipe"] = recipe if recipe is not None else settings.default_recipe(model)
+        arguments["recipe"] = recipe if recipe is not None else settings.default_recipe(model, backbone_weights)
         folder, run = settings.new_folder(out, data, model, used.main), {}
 
     train_data, val_data = find_data(
