@@ -13,6 +13,8 @@ from sotr.benchmarks.benchmark import _BENCHMARKS
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
+from sotr.info import count_components
+from sotr.network import SOTR, prepare_for_inference
 from sotr.network.transformer import LAYERS
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -38,12 +40,22 @@ def test_inference(monkeypatch):
     }
     monkeypatch.setattr(inference, "SIDES", sides | {"broken": broken})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
+    monkeypatch.setattr(inference, "MATRIX", 64)
     rows, findings = inference.measure([*sides, "broken"], (48, 64), CPU, FLOAT, 2, str)
     assert findings[0] == "broken does not run under these conditions: no such kernel."
     check(rows, ["48 x 64"], sides, ["pre-processing", "network", "decoding", "total"])
     assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
     assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2
     assert sum("Decoding is" in finding for finding in findings) == 3
+    assert sum("network takes" in finding for finding in findings) == 3
+
+
+@torch.inference_mode()
+def test_operations_of_a_prepared_network_are_counted():
+    config = SOTRConfig.preset("sotr-nano")
+    network = prepare_for_inference(SOTR(config).eval())
+    counted = inference.macs_of(lambda: network(torch.zeros(1, 3, 64, 96)) and {})
+    assert counted == count_components(config, 64, 96)["total"].macs
 
 
 @pytest.mark.slow
@@ -53,6 +65,7 @@ def test_peers_from_transformers(monkeypatch, kind):
     small = replace(SOTRConfig(), image_size=64, max_image_size=96)
     monkeypatch.setattr(inference, "SIDES", {kind: inference._former(kind, small)})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 1.0)
+    monkeypatch.setattr(inference, "MATRIX", 64)
     rows, _ = inference.measure([kind], (48, 64), CPU, FLOAT, 1, str)
     check(rows, ["48 x 64"], [kind], ["pre-processing", "network", "decoding", "total"])
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from sotr.benchmarks.measure import Parts, Stopwatch, alternate, peak_memory
@@ -19,6 +20,7 @@ from sotr.config import SOTRConfig
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, decode
 from sotr.network import SOTR, prepare_for_inference
+from sotr.network.onednn import product
 
 WHAT = (
     "Objects of one picture of 480 x 640 after another, batch 1, weights random. Pre-processing: to the network's "
@@ -37,7 +39,35 @@ PROPOSALS = 1000
 SIZED_ALIKE = SOTRConfig()
 """MaskFormer and Mask2Former were published at the sizes of pictures that our baseline has."""
 
+MATRIX = 4096
+"""Rows and columns of the matrices whose product shows what the machine can do."""
+
+PEAK = "matrix products"
+"""The side that multiplies them."""
+
 Work = Callable[[], Parts]
+
+
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+def _convolution_flops(_: Any, second: torch.Size, third: Any, *__: Any, out_shape: torch.Size, **___: Any) -> int:
+    weight = third if third is not None and len(third) == 4 else second  # second is what is added to the result
+    return 2 * out_shape.numel() * weight[1:].numel()
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+CPU_FLOPS: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.mkldnn._linear_pointwise: _linear_flops,
+    torch.ops.mkldnn._convolution_pointwise: _convolution_flops,
+    torch.ops.mkldnn._convolution_pointwise_: _convolution_flops,
+}
+"""Operations of what PyTorch's counter does not know: fused attention on CPUs, and what a prepared network runs."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +108,12 @@ def measure(
 ) -> tuple[list[Row], list[str]]:
     """The named sides on a picture of a size, and what each needs of memory."""
     conditions = _conditions(size, device, dtype)
-    works, findings = {}, []
+    works, findings, macs = {}, [], {}
     for name in names:
         on_run(f"building {name}")
         try:
             work = SIDES[name](conditions)
-            work()
+            macs[name] = macs_of(work)
         except RuntimeError as error:
             if name.startswith("sotr"):
                 raise
@@ -91,7 +121,7 @@ def measure(
         else:
             works[name] = work
     names = list(works)
-    times = alternate(works, runs, on_run)
+    times = alternate(works | {PEAK: _matrix_products(conditions)}, runs, on_run)
     memory = {}
     for name in names:
         on_run(f"memory of {name}")
@@ -113,7 +143,36 @@ def measure(
     findings += [
         f"Decoding is {times[name]['decoding'].median / totals[name]:.1%} of {name}'s total." for name in names
     ]
+    peak = MATRIX**3 / times[PEAK]["total"].median
+    findings.append(f"Products of {MATRIX} x {MATRIX} matrices do {peak / 1e9:.0f} GMAC/s.")
+    findings += [
+        f"{name}'s network takes {macs[name] / 1e9:.0f} GMAC and does {macs[name] / seconds / 1e9:.0f} GMAC/s, "
+        f"{macs[name] / seconds / peak:.0%} of that."
+        for name in names
+        for seconds in [times[name]["network"].median]
+    ]
     return rows, findings
+
+
+def macs_of(work: Work) -> float:
+    """Multiply-accumulates of convolutions, matrix products and attention, decoding's included."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_FLOPS) as counter:
+        work()
+    return counter.get_total_flops() / 2
+
+
+def _matrix_products(conditions: Conditions) -> Work:
+    """A side: one product of large square matrices, by the quickest way there is."""
+    a, b = torch.randn(2, MATRIX, MATRIX, device=conditions.device, dtype=conditions.dtype)
+
+    @torch.inference_mode()
+    def work() -> Parts:
+        watch = Stopwatch(conditions.device)
+        product(a, b)
+        watch.lap("product")
+        return watch.parts
+
+    return work
 
 
 def memory_of(name: str, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> float:
