@@ -1,10 +1,14 @@
 """How `sotr serve` does under load: throughput, waiting times, shed requests and memory, with 1, 4, 16 and 64 clients.
 
-    python benchmarks/serve_load.py --quick
+    python benchmarks/serve_load.py            # about five minutes
+    python benchmarks/serve_load.py --quick    # about one
 
 Starts a server of its own on a free port of this machine, on which the clients run, too: they take a small part of
 its time. Each client sends the sample picture again as soon as it has its answer; one that is refused waits as long as
 the server asks it to, but at most a second. Every stage is bounded in seconds and in requests.
+
+Memory is asked for every second while a stage runs. A long soak at constant load follows: its parts show whether memory
+goes on growing, which the stages cannot, for each of them asks for more than the one before.
 """
 
 import argparse
@@ -19,6 +23,10 @@ import httpx
 
 CLIENTS = (1, 4, 16, 64)
 
+SOAK_CLIENTS = 16
+
+SOAK_PARTS = 6
+
 
 @dataclass
 class Stage:
@@ -30,15 +38,15 @@ class Stage:
     """Seconds of each request that was answered."""
     shed: int = 0
     failed: int = 0
-    memory: float = 0.0
-    """The server's resident memory after the stage, in MB."""
+    memory: list[float] = field(default_factory=list)
+    """The server's resident memory in MB, second by second."""
 
     def line(self) -> str:
         times = sorted(self.answered) or [float("nan")]
         median, last = times[len(times) // 2], times[min(len(times) - 1, int(0.99 * len(times)))]
         return (
             f"| {self.clients} | {len(self.answered)} | {len(self.answered) / self.seconds:.2f} | {median:.2f} | "
-            f"{last:.2f} | {self.shed} | {self.failed} | {self.memory:.0f} |"
+            f"{last:.2f} | {self.shed} | {self.failed} | {self.memory[-1]:.0f} | {max(self.memory):.0f} |"
         )
 
 
@@ -65,8 +73,16 @@ async def run_stage(http: httpx.AsyncClient, picture: bytes, stage: Stage, secon
             else:
                 stage.failed += 1
 
+    async def watch() -> None:
+        while True:
+            stage.memory.append(await resident_memory(http))
+            await asyncio.sleep(1)
+
+    watching = asyncio.create_task(watch())
     await asyncio.gather(*(client() for _ in range(stage.clients)))
     stage.seconds = time.perf_counter() - started
+    watching.cancel()
+    stage.memory.append(await resident_memory(http))
 
 
 async def resident_memory(http: httpx.AsyncClient) -> float:
@@ -75,21 +91,41 @@ async def resident_memory(http: httpx.AsyncClient) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes ")) / 1e6
 
 
-async def measure(url: str, seconds: float, requests: int) -> None:
-    """All stages, one after another, against the server at `url`."""
+async def soak(http: httpx.AsyncClient, picture: bytes, seconds: float) -> None:
+    """Constant load in `SOAK_PARTS` parts, and the memory in each."""
+    print(f"\nsoak: {SOAK_CLIENTS} clients for {seconds:g} s\n")
+    print("| part | answered | shed | failed | memory MB, lowest | mean | highest |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    means = []
+    for part in range(1, SOAK_PARTS + 1):
+        stage = Stage(SOAK_CLIENTS)
+        await run_stage(http, picture, stage, seconds / SOAK_PARTS, sys.maxsize)
+        memory = stage.memory
+        means.append(sum(memory) / len(memory))
+        print(
+            f"| {part} | {len(stage.answered)} | {stage.shed} | {stage.failed} | {min(memory):.0f} | {means[-1]:.0f} | "
+            f"{max(memory):.0f} |",
+            flush=True,
+        )
+    print(f"\nmean memory of the last part minus that of the second: {means[-1] - means[1]:+.0f} MB")
+
+
+async def measure(url: str, seconds: float, requests: int, soak_seconds: float) -> None:
+    """All stages, one after another, and the soak, against the server at `url`."""
     limits = httpx.Limits(max_connections=2 * max(CLIENTS))
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
         picture = (await http.get("sample")).content
         warm_up = Stage(1)
         await run_stage(http, picture, warm_up, seconds, 3)
         print(f"memory before: {await resident_memory(http):.0f} MB\n")
-        print("| clients | answered | pictures/s | median s | p99 s | shed | failed | memory MB |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
+        print("| clients | answered | pictures/s | median s | p99 s | shed | failed | memory MB | highest |")
+        print("|---|---|---|---|---|---|---|---|---|", flush=True)
         for clients in CLIENTS:
             stage = Stage(clients)
             await run_stage(http, picture, stage, seconds, requests)
-            stage.memory = await resident_memory(http)
             print(stage.line(), flush=True)
+        if soak_seconds:
+            await soak(http, picture, soak_seconds)
 
 
 def main() -> None:
@@ -97,9 +133,12 @@ def main() -> None:
     parser.add_argument("--model", default="nuclei", help="the model to serve")
     parser.add_argument("--seconds", type=float, default=30, help="time of each stage")
     parser.add_argument("--requests", type=int, default=2000, help="at most so many requests in each stage")
-    parser.add_argument("--quick", action="store_true", help="8 s and 200 requests for each stage")
+    parser.add_argument("--quick", action="store_true", help="8 s and 200 requests for each stage, a soak of 24 s")
+    parser.add_argument("--soak", type=float, default=150, help="seconds of constant load at the end; 0 for none")
     options = parser.parse_args()
-    seconds, requests = (8.0, 200) if options.quick else (options.seconds, options.requests)
+    seconds, requests, soaking = options.seconds, options.requests, options.soak
+    if options.quick:
+        seconds, requests, soaking = 8.0, 200, 24.0
 
     command = [sys.executable, "-m", "sotr.cli", "serve", "--port", "0", "--model", options.model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -108,9 +147,11 @@ def main() -> None:
         if address is None:
             sys.exit("the server did not start; its message is above")
         load = os.getloadavg()[0]
-        print(f"{options.model}, {os.cpu_count()} cores (load {load:.1f}), {seconds:g} s a stage")
+        print(
+            f"{options.model}, {os.cpu_count()} cores (load {load:.1f}), {seconds:g} s a stage, {soaking:g} s of soak"
+        )
         try:
-            asyncio.run(measure(address, seconds, requests))
+            asyncio.run(measure(address, seconds, requests, soaking))
         finally:
             server.terminate()
         server.wait()

@@ -102,6 +102,11 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         parameters = sum(tensor.numel() for tensor in self.network.parameters()) / 1e6
         return f"Segmenter({self.name!r}, {len(self.class_names)} classes, {parameters:.1f}M parameters, {self.device})"
 
+    @property
+    def edges(self) -> tuple[int, int]:
+        """See `Predictor`."""
+        return self.config.image_size, self.config.max_image_size
+
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
         """See `Predictor`."""
         image = load_image(picture, max_pixels=max_pixels)

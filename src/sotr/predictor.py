@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,19 @@ class Predictor(ABC, Generic[Prepared]):
         category_ids: M original ids, as the training data numbered them.
         decode_options: thresholds and limits that `predict` uses.
         name: what to call the model in reports.
+        device: where the network runs, such as "cpu"; its text is what people read.
     """
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     decode_options: DecodeOptions
     name: str
+    device: Any
+
+    @property
+    @abstractmethod
+    def edges(self) -> tuple[int, int]:
+        """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence; the first signature takes it

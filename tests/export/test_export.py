@@ -188,7 +188,9 @@ def test_every_kind_of_network_exports(changes: dict, options: DecodeOptions, tm
             parameter *= 60
     segmenter = Segmenter(network, ["a", "b", "c"], [1, 2, 3], replace(options, max_objects=9), "random")
     exported = sotr.load(export(segmenter, out=tmp_path / "random.onnx", quiet=True))
-    for picture in (discs(96, 150, 6), discs(80, 60, 4)):
+    # Pictures on which PyTorch gives the same objects when its input moves by 2e-6. On others a random network has two
+    # candidates so close that either may suppress the other, and no two engines need agree.
+    for picture in (discs(96, 150, 6), discs(80, 60, 4, seed=1)):
         expected = segmenter.predict(picture)
         assert len(expected) > 0
         assert_equal(exported.predict(picture), expected)

@@ -39,7 +39,7 @@ BAD_BODIES = {
     "empty": (b"", 400, "empty_body", "the body is empty"),
     "text": (b"not a picture at all\n" * 9, 422, "unreadable_picture", "not a picture that can be read"),
     "truncated": (JPEG[: len(JPEG) // 2], 422, "unreadable_picture", "damaged"),
-    "bomb": (bomb(40_000), 413, "picture_too_large", "1600 megapixels, over the limit of 25"),
+    "bomb": (bomb(40_000), 413, "picture_too_large", "1600 megapixels, over the limit of 25; cut or shrink it"),
     "bomb inside the limit": (bomb(4_000), 422, "unreadable_picture", "damaged"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", 422,
                    "unreadable_picture", "PostScript"),

@@ -78,6 +78,11 @@ class ExportedSegmenter(Predictor[Prepared]):
             raise SOTRError(f"{path} has no decoding inside, only raw predictions; export the model without --raw")
         return cls(graph, description, device)
 
+    @property
+    def edges(self) -> tuple[int, int]:
+        """See `Predictor`."""
+        return self.description.image_size, self.description.max_image_size
+
     def options_for(self, score: float | None, max_objects: int | None) -> DecodeOptions:
         """See `Predictor`; decoding is inside the file, so it can only be narrowed.
 

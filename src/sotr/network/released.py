@@ -73,8 +73,8 @@ class ReleasedTransformer(nn.Module):
         for layer in self.layers:
             x_BNNC = layer(x_BNNC)
         if self.duplicate:
-            first, second = x_BNNC.chunk(2, 2)
-            x_BNNC = (first + second) / 2
+            columns = x_BCNN.shape[3]
+            x_BNNC = (x_BNNC[:, :, :columns] + x_BNNC[:, :, columns:]) / 2
         return x_BNNC.permute(0, 3, 1, 2)
 
 

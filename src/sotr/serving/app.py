@@ -11,8 +11,8 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.staticfiles import StaticFiles
 
-from sotr.model import Segmenter
 from sotr.overlay import COLORS
+from sotr.predictor import Predictor
 from sotr.serving.answers import MaskKind, Prediction
 from sotr.serving.intake import FIELD, Limits
 from sotr.serving.monitor import Monitor
@@ -23,6 +23,9 @@ PAGE = Path(__file__).parent / "page"
 
 MAX_OBJECTS = 1000
 """Objects that a client may ask for: memory grows with their number."""
+
+USUAL_SCORE = 0.3
+"""Objects below this score are left out where a client asks for nothing else."""
 
 DESCRIPTION = """
 Instance segmentation: send a picture, get the objects in it with their masks. Coordinates are pixels of the upright
@@ -55,7 +58,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(segmenter: Segmenter, limits: Limits, batch_size: int, sample: bytes, access_log: bool) -> FastAPI:
+def create_app(segmenter: Predictor[Any], limits: Limits, batch_size: int, sample: bytes, access_log: bool) -> FastAPI:
     """The ASGI application.
 
     Args:
@@ -90,6 +93,9 @@ def create_app(segmenter: Segmenter, limits: Limits, batch_size: int, sample: by
 
 
 def _add_picture_routes(app: FastAPI, service: Service) -> None:
+    # An exported file gives no objects below the score that it was exported for.
+    usual_score = max(USUAL_SCORE, service.segmenter.decode_options.score_threshold)
+
     @app.post(
         "/predict",
         summary="Segment a picture",
@@ -98,7 +104,7 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
     )
     async def predict(
         request: Request,
-        score: Annotated[float, Query(ge=0, le=1, description="leave out objects below this score")] = 0.3,
+        score: Annotated[float, Query(ge=0, le=1, description="leave out objects below this score")] = usual_score,
         max_objects: Annotated[
             int | None, Query(ge=1, le=MAX_OBJECTS, description="at most so many objects; default: the model's")
         ] = None,
@@ -133,14 +139,13 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
 
     @app.get("/model", summary="The model and the limits")
     async def model() -> dict[str, Any]:
-        config, decoding = segmenter.config, segmenter.decode_options
+        (shortest, longest), decoding = segmenter.edges, segmenter.decode_options
         classes = zip(segmenter.category_ids, segmenter.class_names, strict=True)
         return {
             "name": segmenter.name,
             "version": version("sotr"),
             "device": str(segmenter.device),
-            "parameters": sum(tensor.numel() for tensor in segmenter.network.parameters()),
-            "input": {"shortest_edge": config.image_size, "longest_edge": config.max_image_size},
+            "input": {"shortest_edge": shortest, "longest_edge": longest},
             "classes": [{"id": number, "name": name} for number, name in classes],
             "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS],
             "lowest_score": decoding.score_threshold,

@@ -35,6 +35,8 @@ class RequestError(Exception):
         """The answer to a picture that the loader refused."""
         reason = str(error).removeprefix("<bytes>: ")
         if isinstance(error, PictureTooLargeError):
+            # The limit is not the client's to raise.
+            reason = reason.removesuffix(", or raise max_pixels")
             return cls(413, "picture_too_large", f"the picture is too large: {reason}")
         return cls(422, "unreadable_picture", f"what was sent {reason}")
 

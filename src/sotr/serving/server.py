@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sotr.data.images import load_image
 from sotr.errors import SOTRError
-from sotr.model import load
+from sotr.loading import load
 from sotr.serving.answers import to_png
 from sotr.serving.app import create_app
 from sotr.serving.intake import Limits
@@ -54,10 +54,11 @@ def serve(
     is no access control: beyond this machine, put a reverse proxy in front.
 
     Args:
-        model: a bundled model, a model or training run folder, or a hub id.
+        model: a bundled model, a model or training run folder, a hub id, or an exported file (.onnx, .xml), for which
+            PyTorch is not needed.
         host: address to listen on; the default answers this machine alone, 0.0.0.0 whoever can reach it.
         port: port to listen on; 0 takes a free one, which is printed.
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1, mps; an exported file runs on cpu or cuda.
         batch_size: pictures of one size that go through the network together when several wait.
         max_bytes: largest file of a picture that is accepted, in bytes.
         max_pixels: largest width times height that is accepted.

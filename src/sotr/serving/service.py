@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -15,7 +15,7 @@ from sotr.config import INPUT_DIVISOR
 from sotr.data.images import load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
-from sotr.model import Prepared, Segmenter
+from sotr.predictor import Predictor
 from sotr.serving.admission import Admission
 from sotr.serving.answers import MaskKind, to_json, to_png
 from sotr.serving.batching import Batcher
@@ -59,23 +59,26 @@ class Service:
         batch_size: pictures that go through the network together, at most.
     """
 
-    def __init__(self, segmenter: Segmenter, limits: Limits, batch_size: int) -> None:
+    def __init__(self, segmenter: Predictor[Any], limits: Limits, batch_size: int) -> None:
         self.segmenter = segmenter
         self.limits = limits
         self.metrics = Metrics()
         self.admission = Admission(limits, self.metrics)
         self._pool = ThreadPoolExecutor(PICTURES_AT_ONCE, "picture")
         self._network_thread = ThreadPoolExecutor(1, "network")
-        self._batcher: Batcher[_BatchKey, Prepared, Instances] = Batcher(
-            self._segment, batch_size, self._network_thread
-        )
+        self._batcher: Batcher[_BatchKey, Any, Instances] = Batcher(self._segment, batch_size, self._network_thread)
 
     async def predict(self, request: Request, settings: Settings) -> bytes:
         """The answer's body for the picture in `request`.
 
         Raises:
-            RequestError: too many requests are there already, the picture is refused, or time is up.
+            RequestError: the model does not give what is asked for, too many requests are there already, the picture is
+                refused, or time is up.
         """
+        try:
+            self.segmenter.options_for(settings.score, settings.max_objects)
+        except SOTRError as error:
+            raise RequestError(422, "invalid_setting", str(error)) from None
 
         async def work(body: bytes) -> bytes:
             prepared = await self._in_pool(self._prepare, body)
@@ -114,7 +117,7 @@ class Service:
     async def _in_pool(self, function: Callable[..., R], *arguments: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def _prepare(self, body: bytes) -> Prepared:
+    def _prepare(self, body: bytes) -> Any:
         try:
             return self.segmenter.prepare(body, max_pixels=self.limits.max_pixels)
         except SOTRError as error:
@@ -130,7 +133,7 @@ class Service:
         # Decoded anew: the whole picture is not kept while its network input waits for its turn.
         return to_png(instances.draw(self._load(body)))
 
-    def _segment(self, key: _BatchKey, batch: Sequence[Prepared]) -> list[Instances]:
+    def _segment(self, key: _BatchKey, batch: Sequence[Any]) -> list[Instances]:
         started = time.perf_counter()
         instances = self.segmenter.segment(batch, score=key.score, max_objects=key.max_objects)
         self.admission.note_batch(len(batch), time.perf_counter() - started)
@@ -157,6 +160,6 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def _padded_size(prepared: Prepared) -> tuple[int, int]:
+def _padded_size(prepared: Any) -> tuple[int, int]:
     height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in prepared.input_3hw.shape[1:])
     return height, width

@@ -7,8 +7,11 @@ one object of its views:
    object is seen better. This needs no comparison, and settles objects smaller than the overlap.
 2. What is left of cut views belongs to larger objects. Two of them continue each other if they agree where their tiles
    overlap; chains of these are united.
-3. Of objects of different tiles that cover each other one is kept: the one that lies deeper in its tile, for there
-   the network saw more of what is around it.
+3. Of objects that cover each other one is kept. Views of one outline differ in how much the network saw around them,
+   so that those well inside their tiles come first; where outlines differ, the higher score decides, for a doubtful
+   mask in the middle of a tile must not displace a clear one that others show. Two objects of one tile are compared,
+   too, if another tile shows a part of either: at a seam, what one tile reads in two ways has no second whole view that
+   would settle it. Elsewhere the network's own suppression stands.
 
 Only views in overlapping tiles are compared, and of these only those whose boxes meet.
 """
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sotr.instances import Instances
 from sotr.tiling.columns import Ints, areas_inside, intersections
@@ -29,6 +33,9 @@ AGREE = 0.5
 
 COVERED = 0.5
 """Part of an object that lies in another one, from which they count as the same."""
+
+SETTLED = 0.05
+"""Part of a tile's side from its border, from which an object counts as well inside it."""
 
 MASKS_AT_ONCE = 4096
 """Masks, or pairs of them, that are unpacked together; bounds memory."""
@@ -54,15 +61,18 @@ def merge_tiles(
     views = view_tiles(grid, found)
     pairs_P2 = views.meetings()
     cut_V: Bools = np.any(views.distances_V4 < grid.margin, axis=1)
-    objects = _chains(len(views), _continued(views, pairs_P2[cut_V[pairs_P2].all(1)]))
-    objects = [objects[i] for i in _kept(views, objects, pairs_P2, cut_V)]
+    apart_P = views.tiles_V[pairs_P2[:, 0]] != views.tiles_V[pairs_P2[:, 1]]
+    objects = _chains(len(views), _continued(views, pairs_P2[cut_V[pairs_P2].all(1) & apart_P]))
+    scores_I = np.array([np.average(views.scores_V[chain], weights=views.areas_V[chain]) for chain in objects])
+    kept = _kept(views, objects, scores_I, pairs_P2, cut_V)
+    objects = [objects[i] for i in kept]
 
     rles: list[dict[str, object]] = []
     for chunk in _chunks(objects):
         counts = views.united(chunk).counts(grid.height, grid.width)
         rles += [{"size": [grid.height, grid.width], "counts": runs} for runs in counts]
     return Instances.from_rles(
-        [np.average(views.scores_V[chain], weights=views.areas_V[chain]) for chain in objects],
+        scores_I[kept],
         [views.labels_V[chain[0]] for chain in objects],
         rles,
         class_names,
@@ -103,16 +113,16 @@ def _chains(count: int, links: Ints) -> list[Ints]:
     return [np.array(chain) for chain in chains.values()]
 
 
-def _kept(views: Views, objects: list[Ints], pairs_P2: Ints, cut_V: Bools) -> Ints:
-    """Positions of the objects that no better one of other tiles covers."""
+def _kept(views: Views, objects: list[Ints], scores_I: NDArray[np.float64], pairs_P2: Ints, cut_V: Bools) -> Ints:
+    """Positions of the objects that no better one covers."""
     first_view = np.array([chain[0] for chain in objects], np.int64)
     object_V = np.zeros(len(views), np.int64)
     for position, chain in enumerate(objects):
         object_V[chain] = position
-    pairs_P2 = np.unique(np.sort(object_V[pairs_P2], axis=1), axis=0)
-    # What one tile shows side by side, the network has judged already.
-    tiles = [frozenset(views.tiles_V[chain].tolist()) for chain in objects]
-    pairs_P2 = pairs_P2[np.array([tiles[i].isdisjoint(tiles[j]) for i, j in pairs_P2.tolist()], bool)]
+    # What one tile alone shows side by side, the network has judged already.
+    tiles_P2, shared_P2 = views.tiles_V[pairs_P2], views.shared_V[pairs_P2]
+    pairs_P2 = object_V[pairs_P2[(tiles_P2[:, 0] != tiles_P2[:, 1]) | shared_P2.any(1)]]
+    pairs_P2 = np.unique(np.sort(pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]], axis=1), axis=0)
 
     areas_I = np.zeros(len(objects), np.int64)
     shared_P: list[Ints] = [np.zeros(0, np.int64)]
@@ -123,10 +133,11 @@ def _kept(views: Views, objects: list[Ints], pairs_P2: Ints, cut_V: Bools) -> In
         first, second = np.searchsorted(involved, chunk).T
         shared_P.append(intersections(masks.take(first), masks.take(second)))
 
-    # Whole objects first, the deepest in its tile ahead; then cut ones, the largest ahead.
+    # Whole objects first, those well inside their tile ahead, then by score; then cut ones, the largest ahead.
     cut_I, depth_I = cut_V[first_view], views.distances_V4.min(1)[first_view]
+    merit_I = np.where(cut_I, areas_I, scores_I)
     rank_I = np.empty(len(objects), np.int64)
-    rank_I[np.lexsort((np.where(cut_I, -areas_I, -depth_I), cut_I))] = np.arange(len(objects))
+    rank_I[np.lexsort((-merit_I, depth_I < SETTLED * views.grid.tile, cut_I))] = np.arange(len(objects))
     better, worse = np.where((rank_I[pairs_P2[:, 0]] < rank_I[pairs_P2[:, 1]])[:, None], pairs_P2, pairs_P2[:, ::-1]).T
     # A large object that is seen in parts does not go because a small one lies in it.
     smaller = np.where(cut_I[worse], areas_I[worse], np.minimum(areas_I[better], areas_I[worse]))

@@ -49,17 +49,29 @@ class Views:
         groups = np.repeat(np.arange(len(objects)), [len(views) for views in objects])
         return unite(self.columns(np.concatenate([np.zeros(0, np.int64), *objects])), groups, len(objects))
 
+    @property
+    def shared_V(self) -> Bools:
+        """Which views reach into pixels that another tile shows as well."""
+        shared_V = np.zeros(len(self), bool)
+        bounds = np.searchsorted(self.tiles_V, np.arange(len(self.grid.boxes_T4) + 1))
+        for tile in np.flatnonzero(np.diff(bounds)):
+            boxes_I4 = self.boxes_V4[bounds[tile] : bounds[tile + 1], None]
+            others_O4 = self.grid.boxes_T4[self.grid.neighbours(int(tile))]
+            low, high = np.maximum(boxes_I4, others_O4)[..., :2], np.minimum(boxes_I4, others_O4)[..., 2:]
+            shared_V[bounds[tile] : bounds[tile + 1]] = np.any(np.all(high > low, axis=2), axis=1)
+        return shared_V
+
     def meetings(self) -> Ints:
-        """Pairs of views of one class in different tiles whose boxes overlap, P x 2, ascending."""
+        """Pairs of views of one class whose boxes overlap, P x 2, ascending: of one tile or of two."""
         bounds = np.searchsorted(self.tiles_V, np.arange(len(self.grid.boxes_T4) + 1))
         pairs = [np.zeros((0, 2), np.int64)]
         for tile in np.flatnonzero(np.diff(bounds)):
             own = np.arange(bounds[tile], bounds[tile + 1])
             later = [np.arange(bounds[n], bounds[n + 1]) for n in self.grid.neighbours(int(tile)) if n > tile]
-            other = np.concatenate([np.zeros(0, np.int64), *later])
+            other = np.concatenate([own, *later])
             low = np.maximum(self.boxes_V4[own, None, :2], self.boxes_V4[other, :2])
             high = np.minimum(self.boxes_V4[own, None, 2:], self.boxes_V4[other, 2:])
-            meet = (high > low).all(2) & (self.labels_V[own, None] == self.labels_V[other])
+            meet = (high > low).all(2) & (self.labels_V[own, None] == self.labels_V[other]) & (own[:, None] < other)
             i, j = np.nonzero(meet)
             pairs.append(np.column_stack((own[i], other[j])))
         return np.concatenate(pairs)
