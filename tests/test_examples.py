@@ -2,8 +2,10 @@
 
 import csv
 import runpy
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
@@ -13,6 +15,7 @@ from PIL import Image
 
 import sotr
 from tests.scenes import discs
+from tests.test_docs import BLOCKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -58,6 +61,22 @@ def test_onnx_runtime_alone(
     drawn = np.array(Image.open(tmp_path / "masks.png"))
     both, either = (drawn > 0) & expected.masks_IHW.any(0), (drawn > 0) | expected.masks_IHW.any(0)
     assert both.sum() > 0.6 * either.sum()  # the example's masks are made of blocks of 4 x 4 pixels
+
+
+def test_python_of_the_page_about_export(
+    onnx_path: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/export.md goes on with the file that its commands have made."""
+    shutil.copy(onnx_path, tmp_path / "nuclei.onnx")
+    shutil.copy(cells, tmp_path / "cells.png")
+    monkeypatch.chdir(tmp_path)
+    sources = [block.source for block in BLOCKS if block.page == "export.md" and block.language == "python"]
+    assert len(sources) == 2
+    names: dict[str, Any] = {}
+    for source in sources:
+        exec(compile(source, "export.md", "exec"), names)
+    assert len(names["objects"]) > 0
+    assert names["about"]["class_names"] == ["nucleus"]
 
 
 def test_own_training_loop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,14 @@
 """What docs/serving.md tells people to type works as typed."""
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sotr.cli import build_parser
 from tests.serving.conftest import Server
@@ -32,6 +36,20 @@ def test_addresses_and_settings_exist(server: Server) -> None:
         assert address in interface["paths"] or address == "/docs"
     documented = set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE))
     assert documented == {parameter["name"] for parameter in interface["paths"]["/predict"]["post"]["parameters"]}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cells.png").write_bytes(sample)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in LINES if line.startswith("curl ")]
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line.replace("http://127.0.0.1:8000/", server.url))
+        answer = subprocess.run([words[0], "--silent", "--show-error", "--fail", *words[1:]], capture_output=True)
+        assert answer.returncode == 0, answer.stderr
+        assert "-o" in words or json.loads(answer.stdout)["objects"]
+    assert Image.open("overlay.png").size == (512, 384)
 
 
 def test_python_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
