@@ -1,6 +1,7 @@
 # make demo    install what is needed, then segment the nuclei of a real microscopy picture
 # make test    install what is needed, then run the tests
-# make check   lint, format and types
+# make check   lint, format, types, and the documentation's links
+# make docs    build the documentation as a site in site/: python3 -m http.server --directory site shows it
 # make format  rewrite the code in the agreed format
 # make bench   measure speed and memory, some minutes per benchmark: BENCH="inference decode" chooses, QUICK= takes longer
 # make bench-compare   show ratios to the results in benchmarks/results instead
@@ -22,7 +23,10 @@ BIN := $(VENV)/bin
 BENCH ?= decode data evaluate attention inference train
 QUICK ?= --quick
 
-.PHONY: install demo test check format bench bench-compare clean
+# The variable silences an advertisement that the theme prints.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.PHONY: install demo test check docs format bench bench-compare clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -48,6 +52,10 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(MKDOCS) --quiet
+
+docs: $(STAMP)
+	@$(MKDOCS)
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
@@ -60,4 +68,4 @@ bench-compare: $(STAMP)
 	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) --compare-only || exit; done
 
 clean:
-	rm -rf $(VENV) build dist predictions .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site predictions .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,10 @@
-"""A hook of `mkdocs.yml`: files of the repository that pages link to, such as ../examples/count_objects.py, become part
-of the site. So a link leads to the same file in the repository and on the site."""
+"""The hook of `mkdocs.yml`.
 
+Files of the repository that pages link to, such as ../examples/count_objects.py, become part of the site, so that a link
+leads to the same file in the repository and on the site. And no page may load anything from elsewhere.
+"""
+
+import logging
 import re
 from pathlib import Path
 
@@ -9,6 +13,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+log = logging.getLogger("mkdocs.hooks.site_files")
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
 
@@ -29,3 +34,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """On the site these files lie beside the pages, not above them."""
     return OUTSIDE.sub(r"\1", markdown) if "/" not in page.file.src_uri else markdown
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Warn, which ends a strict build, of pictures, scripts and styles that a reader's browser would fetch elsewhere."""
+    loading = re.findall(r"<(?:script|img|iframe|source|video)[^>]*\ssrc=\"?(?:https?:)?//[^\s\">]+", output)
+    loading += re.findall(r"<link[^>]*rel=\"?(?:stylesheet|icon|preconnect|preload)[^>]*href=\"?(?:https?:)?//[^>]+", output)
+    for tag in loading:
+        log.warning("%s loads something from elsewhere: %s", page.file.src_uri, tag)
+    return output
