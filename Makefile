@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 BENCH ?= decode data evaluate attention inference train
 QUICK ?= --quick
 
-# The variable silences an advertisement that the theme prints.
+# Not with --quiet, which lets warnings pass. The variable silences an advertisement that the theme prints.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: install demo test check docs format bench bench-compare clean
@@ -52,7 +52,7 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(MKDOCS) --quiet
+	@$(MKDOCS)
 
 docs: $(STAMP)
 	@$(MKDOCS)
