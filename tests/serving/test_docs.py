@@ -49,7 +49,7 @@ def test_curl_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: p
         answer = subprocess.run([words[0], "--silent", "--show-error", "--fail", *words[1:]], capture_output=True)
         assert answer.returncode == 0, answer.stderr
         assert "-o" in words or json.loads(answer.stdout)["objects"]
-    assert Image.open("overlay.png").size == (512, 384)
+    assert Image.open("overlay.png").size == (1024, 768)  # small pictures are drawn on at twice their size
 
 
 def test_python_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
