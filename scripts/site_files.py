@@ -14,20 +14,20 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 log = logging.getLogger("mkdocs.hooks.site_files")
+ICON = ROOT / "src" / "sotr" / "serving" / "page" / "icon.svg"
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what pages right in docs/ link to outside of it; folders and what is not there are left to MkDocs' checks."""
+    """Add the icon, and what pages right in docs/ link to outside of it; what is not there is left to MkDocs' checks."""
     outside = {
-        target
+        target: ROOT / target
         for page in Path(config.docs_dir).glob("*.md")
         for target in OUTSIDE.findall(page.read_text(encoding="utf-8"))
     }
-    for target in sorted(outside):
-        if (ROOT / target).is_file():
-            file = File.generated(config, target, abs_src_path=str(ROOT / target), inclusion=InclusionLevel.NOT_IN_NAV)
-            files.append(file)
+    for target, path in {**outside, "icon.svg": ICON}.items():
+        if path.is_file():
+            files.append(File.generated(config, target, abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV))
     return files
 
 
