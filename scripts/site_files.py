@@ -19,7 +19,7 @@ OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the icon, and what pages right in docs/ link to outside of it; what is not there is left to MkDocs' checks."""
+    """Add the icon, and what pages right in docs/ link to outside of it; MkDocs itself finds what is not there."""
     outside = {
         target: ROOT / target
         for page in Path(config.docs_dir).glob("*.md")

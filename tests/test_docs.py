@@ -11,6 +11,7 @@ shell lines are parsed. A block ```yaml title="FILE" becomes that file. All bloc
 """
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -29,6 +30,7 @@ from sotr.cli import COMMANDS, GROUPS, build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 RUN_PAGES = ("quickstart.md", "tutorial.md")
 """Pages whose shell blocks are run, too."""
 SHOWN = ("text", "bibtex")
@@ -251,6 +253,16 @@ def _rooms_imported_by(file: Path, package: Path) -> set[str]:
             room = node.module.split(".")[1]
             rooms.add(room if (package / room).is_dir() else f"{room}.py")
     return rooms
+
+
+@pytest.mark.parametrize("room", ["", *(f".{page.stem}" for page in REFERENCE if page.stem != "index")])
+def test_the_reference_has_all_public_names(room: str) -> None:
+    entries = {
+        entry.rpartition(".")[2]
+        for page in REFERENCE
+        for entry in re.findall(r"^::: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert set(importlib.import_module(f"sotr{room}").__all__) - entries <= {"__version__"}
 
 
 def test_all_examples_are_mentioned() -> None:
