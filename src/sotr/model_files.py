@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -144,3 +145,21 @@ def load_weights(network: nn.Module, path: Path) -> None:
             "copy or download both again"
         )
     network.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})
+
+
+def read_architecture(path: Path) -> SOTRConfig:
+    """The architecture that a YAML or JSON file describes by settings of `SOTRConfig`; absent ones are the paper's.
+
+    Raises:
+        SOTRError: the file cannot be read, or its settings cannot be used; names the file.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SOTRError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SOTRError(f"{path} must hold settings of SOTRConfig as 'key: value'")
+    try:
+        return SOTRConfig.from_dict(values)
+    except SOTRError as error:
+        raise SOTRError(f"{path}: {error}") from None

@@ -16,6 +16,8 @@ from sotr.data.coco import CocoDataset, load_coco
 from sotr.data.grids import Objects, fit_to_grids, input_sizes, objects_of
 from sotr.data.synthetic import write_synthetic
 from sotr.learning import Targets, assign
+from sotr.network import SOTR
+from sotr.training.module import attention_for
 
 CPU = torch.device("cpu")
 NANO = SOTRConfig.preset("sotr-nano", 5)
@@ -108,6 +110,23 @@ def test_memory_bounds_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "batch size 3 instead of 8" in advice.reasons[-1]
     assert suggest(data, NANO, 2, CPU).batch_size == 2
     assert free_memory(CPU) > 2**24
+
+
+def test_memory_is_that_of_a_real_step() -> None:
+    """Against what autograd keeps for the backward pass, each storage once."""
+    network = SOTR(NANO).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), attention_for(CPU):
+        network(torch.zeros(2, 3, 96, 128))
+    assert 1 < picture_memory(NANO, 96, 128) / (sum(kept.values()) / 2) < 1.4
 
 
 def test_large_objects_in_small_pictures_are_not_enlarged(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_nothing_is_wrong_with_a_sound_data_set(sound: Path) -> None:
     assert verified(sound) == []
 
 
+def test_an_architecture_of_ones_own(sound: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("grids: [9, 7, 5, 3, 2]\n")
+    report = check_data(str(sound), model=str(own), quiet=True)
+    assert [level["grid"] for level in report.fit["levels"]] == [9, 7, 5, 3, 2]
+    own.write_text("grid: 9\n")
+    with pytest.raises(SOTRError, match=r"own\.yaml: unknown setting grid"):
+        check_data(str(sound), model=str(own), quiet=True)
+
+
 def annotation(**changes: Any) -> Callable[[Path], None]:
     return lambda data: edit(data, lambda content: content["annotations"][0].update(changes))
 

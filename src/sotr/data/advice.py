@@ -40,6 +40,9 @@ LOST = 0.05
 MEMORY = 0.7
 """Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
 
+BESIDES = 0.25
+"""What training needs beside the layers' outputs, as a share of them; autograd keeps 0.06 to 0.1 more than they are."""
+
 _PICTURES = 2000
 """Pictures that the advice looks at, evenly spread."""
 
@@ -184,8 +187,8 @@ def _batch_size(
 def picture_memory(config: SOTRConfig, height: int, width: int) -> int:
     """About how many bytes training takes for each picture of this size (multiples of 32), in single precision.
 
-    Counted are the outputs of all layers, which the way back needs, and as much again for gradients and what
-    operations keep besides; nothing is computed.
+    Counted are the outputs of all layers, which the way back needs, and a share for gradients and what operations keep
+    besides; nothing is computed.
     """
     kept = 0
 
@@ -202,7 +205,7 @@ def picture_memory(config: SOTRConfig, height: int, width: int) -> int:
             module.register_forward_hook(count)
     with torch.no_grad():
         network(image_13HW)
-    return 2 * kept
+    return round((1 + BESIDES) * kept)
 
 
 def free_memory(device: torch.device) -> int:

@@ -18,6 +18,7 @@ from sotr.inspection.page import write_page
 from sotr.inspection.repair import write_repaired
 from sotr.inspection.summary import DataReport, show_report, summarize
 from sotr.model import choose_device, load
+from sotr.model_files import read_architecture
 
 
 def check_data(
@@ -40,7 +41,8 @@ def check_data(
 
     Args:
         data: Folder of the data set, in any of the layouts that `sotr train` takes.
-        model: Preset, model or run folder whose scale ranges and grids the objects are held against.
+        model: Preset, model or run folder, or YAML file of SOTRConfig's settings, whose scale ranges and grids the
+            objects are held against.
         train_json: Annotation file to train on, if `data` has another layout.
         val_json: Annotation file to validate on, if `data` has another layout.
         images: Folder of the pictures, if `data` has another layout.
@@ -72,7 +74,10 @@ def check_data(
         findings += checked[split].findings
     findings += check_splits(checked)
 
-    config = load(model).config if model not in PRESETS else SOTRConfig.preset(model)
+    if model in PRESETS:
+        config = SOTRConfig.preset(model)
+    else:
+        config = read_architecture(Path(model)) if Path(model).is_file() else load(model).config
     advised_device = choose_device(device)
     for split, part in checked.items():
         if split == "train" or "train" not in checked:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
@@ -20,6 +19,7 @@ from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
 from sotr.model import load
+from sotr.model_files import read_architecture
 from sotr.training.backbone_weights import backbone_weights
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
@@ -163,16 +163,7 @@ def architecture(model: str, data: CocoDataset) -> tuple[SOTRConfig, str]:
     if model in PRESETS:
         return SOTRConfig.preset(model, classes), "random weights"
     if path.is_file():
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SOTRError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise SOTRError(f"{path} must hold settings of SOTRConfig as 'key: value'")
-        try:
-            return SOTRConfig.from_dict({**values, "num_classes": classes}), "random weights"
-        except SOTRError as error:
-            raise SOTRError(f"{path}: {error}") from None
+        return replace(read_architecture(path), num_classes=classes), "random weights"
     try:
         config = load(model).config
     except SOTRError as error:
