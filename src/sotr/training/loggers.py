@@ -37,19 +37,32 @@ def make_loggers(folder: Path, run: Mapping[str, Any], extra: str | None, first_
         run: its settings, which a service shows beside the curves.
         extra: "wandb" or "mlflow"; they find their server and account as always, in their own settings.
         first_step: steps that the run has made before.
+
+    Raises:
+        SOTRError: the service does not start; says why.
     """
     purge_step = first_step + 1 if first_step else None
     loggers: list[Logger] = [
         CSVLogger(folder / "logs", name="csv"),
         TensorBoardLogger(folder / "logs", name="tensorboard", version="", purge_step=purge_step),
     ]
-    if extra == "wandb":
-        loggers.append(WandbLogger(name=run["name"], save_dir=folder / "logs", project="sotr"))
-    elif extra == "mlflow":
-        loggers.append(MLFlowLogger(experiment_name="sotr", run_name=run["name"]))
-    for service in loggers[2:]:
-        service.log_hyperparams({name: run[name] for name in ("command", "config", "recipe", "seed", "data")})
+    if extra is not None:
+        try:
+            service = _service(folder, run, extra)
+            service.log_hyperparams({name: run[name] for name in ("command", "config", "recipe", "seed", "data")})
+        except Exception as error:  # a service fails in as many ways as there are servers
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise SOTRError(f"--logger {extra} cannot start: {reason}") from error
+        loggers.append(service)
     return loggers
+
+
+def _service(folder: Path, run: Mapping[str, Any], name: str) -> Logger:
+    if name == "wandb":
+        return WandbLogger(name=run["name"], save_dir=folder / "logs", project="sotr")
+    # MLflow's own default, where its settings name none; Lightning's is a folder, which newer versions refuse.
+    where = importlib.import_module("mlflow").get_tracking_uri()
+    return MLFlowLogger(experiment_name="sotr", run_name=run["name"], tracking_uri=where)
 
 
 def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
