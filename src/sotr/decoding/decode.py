@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
-from sotr.rle import mask_counts
+from sotr.rle import encode_counts, mask_counts
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -73,16 +74,19 @@ def decode(
         objects = _select(
             scores_BKM[picture], predictions.kernels_BKD[picture].float(), features_Ehw, strides_K, options
         )
+        rles = _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options)
+        # A mask of the features' resolution may hold no pixel of a smaller original.
+        [empty] = encode_counts(np.array([original_size[0] * original_size[1]]), np.array([0, 1]))
+        filled = [i for i, rle in enumerate(rles) if rle["counts"] != empty]
         instances = Instances.from_encoded(
-            objects.scores_I.cpu().numpy(),
-            objects.labels_I.cpu().numpy(),
-            _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options),
+            objects.scores_I.cpu().numpy()[filled],
+            objects.labels_I.cpu().numpy()[filled],
+            [rles[i] for i in filled],
             tuple(class_names),
             tuple(category_ids),
             original_size,
         )
-        # A mask of the features' resolution may hold no pixel of a smaller original.
-        results.append(instances[instances.areas_I > 0])
+        results.append(instances)
     return results
 
 
