@@ -53,7 +53,6 @@ STARTS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"lr": 0.001, "backbone_lr_factor": 0.1, "batch_norm": "frozen"},
     ),
     "nuclei": (["--model", "nuclei"], {"lr": 0.0005}),
-    "nuclei-slowly": (["--model", "nuclei"], {"lr": 0.0001, "backbone_lr_factor": 0.1, "ema_decay": 0.999}),
     "random": (["--model", "sotr-nano", "--no-suggest"], {"lr": 0.001}),
 }
 
