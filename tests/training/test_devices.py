@@ -23,7 +23,7 @@ from sotr.training.devices import Devices
 from sotr.training.module import shared_normalisers
 from tests.training.conftest import CONFIG
 
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("forkserver")
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
 # of each process's own pictures, so they are left alone.
 RECIPE = {
