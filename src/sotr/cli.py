@@ -22,6 +22,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
 from sotr.errors import SOTRError
+from sotr.files import read_settings
 
 
 @dataclass(frozen=True)
@@ -225,18 +226,9 @@ def _check_config(path: Path, function: Callable[..., Any]) -> None:
     Raises:
         SOTRError: names the file and what is wrong with it.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SOTRError(f"--config {path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SOTRError(f"{path} is not valid YAML: {error}") from None
     types_of = get_type_hints(function)
     known = list(inspect.signature(function).parameters)
-    if not isinstance(settings, dict):
-        raise SOTRError(f"{path} must hold 'name: value' lines; the names are {', '.join(known)}")
+    settings = read_settings(path, known)
     for name, value in settings.items():
         if name not in known:
             raise SOTRError(f"{path}: there is no setting {str(name)!r}; the settings are {', '.join(known)}")

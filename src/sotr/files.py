@@ -3,12 +3,34 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sotr.errors import SOTRError
+
+
+def read_settings(path: Path, known: Sequence[str]) -> dict[Any, Any]:
+    """The settings in a YAML or JSON file, as they stand there.
+
+    Args:
+        known: what they may be called, for the message; nothing is held against it.
+
+    Raises:
+        SOTRError: the file cannot be read, or holds no settings; names it.
+    """
+    import yaml  # the command line starts quicker where nobody reads settings
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
+    except OSError as error:
+        raise SOTRError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise SOTRError(f"{path} must hold 'key: value' lines; the keys are {', '.join(known)}")
+    return values
 
 
 @contextmanager

@@ -3,11 +3,10 @@
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
-from sotr.files import atomic_write
+from sotr.files import atomic_write, read_settings
 
 FORMAT = 1
 """Version of the model folder; to be raised when older software could no longer read it."""
@@ -153,12 +152,7 @@ def read_architecture(path: Path) -> SOTRConfig:
     Raises:
         SOTRError: the file cannot be read, or its settings cannot be used; names the file.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML too
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SOTRError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise SOTRError(f"{path} must hold settings of SOTRConfig as 'key: value'")
+    values = read_settings(path, [field.name for field in fields(SOTRConfig)])
     try:
         return SOTRConfig.from_dict(values)
     except SOTRError as error:

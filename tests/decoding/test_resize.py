@@ -35,7 +35,9 @@ def test_one_step_equals_two(count, features, cut, original):
 def test_masks_of_large_pictures_are_the_same(original):
     maps = torch.randn(1, 200, 272, generator=torch.Generator().manual_seed(0))
     sizes = ((800, 1088), (797, 1066), original)
-    assert torch.equal(to_picture(maps, *sizes).transpose(1, 2) > 0, twice(maps, *sizes) > 0)
+    found, expected = to_picture(maps, *sizes).transpose(1, 2), twice(maps, *sizes)
+    # Only a pixel on the threshold itself may fall to either side.
+    assert ((found > 0) == (expected > 0))[expected.abs() > 2e-6].all()
 
 
 def test_nothing_stays_nothing():

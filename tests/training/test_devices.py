@@ -23,7 +23,8 @@ from sotr.training.devices import Devices
 from sotr.training.module import shared_normalisers
 from tests.training.conftest import CONFIG
 
-FORK = multiprocessing.get_context("forkserver")
+# Not forked from this process, where other tests may have run autograd, whose threads do not survive it.
+PROCESSES = multiprocessing.get_context("forkserver")
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
 # of each process's own pictures, so they are left alone.
 RECIPE = {
@@ -50,7 +51,7 @@ def train_in_two_processes(settings: dict[str, Any]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [FORK.Process(target=_rank, args=(rank, port, settings)) for rank in range(2)]
+    processes = [PROCESSES.Process(target=_rank, args=(rank, port, settings)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

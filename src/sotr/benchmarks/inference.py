@@ -155,10 +155,11 @@ def measure(
 
 
 def macs_of(work: Work) -> float:
-    """Multiply-accumulates of convolutions, matrix products and attention, decoding's included."""
+    """Multiply-accumulates of convolutions, matrix products and attention inside modules, which decoding is not."""
     with FlopCounterMode(display=False, custom_mapping=CPU_FLOPS) as counter:
         work()
-    return counter.get_total_flops() / 2
+    counts = counter.get_flop_counts()
+    return sum(sum(of.values()) for module, of in counts.items() if module != "Global" and "." not in module) / 2
 
 
 def _matrix_products(conditions: Conditions) -> Work:

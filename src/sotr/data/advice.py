@@ -41,7 +41,7 @@ MEMORY = 0.7
 """Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
 
 BESIDES = 0.25
-"""What training needs beside the layers' outputs, as a share of them; autograd keeps 0.06 to 0.1 more than they are."""
+"""What training needs beside the layers' outputs, as a share of them, which autograd alone about keeps."""
 
 _PICTURES = 2000
 """Pictures that the advice looks at, evenly spread."""
@@ -86,11 +86,11 @@ def mirroring(class_names: Sequence[str]) -> str | None:
     """Why pictures of these classes must not be mirrored: one that is called left has a counterpart on the right, which
     it would look like. None if there is no such pair."""
     names = set(class_names)
-    lefts = [name for name in class_names if (other := _other_side(name)) != name and other in names]
-    if not lefts:
+    sided = [name for name in class_names if (other := _other_side(name)) != name and other in names]
+    if not sided:
         return None
-    left = next((name for name in lefts if re.search("left", name, re.IGNORECASE)), lefts[0])
-    pairs = len(lefts) // 2
+    left = next((name for name in sided if re.search("left", name, re.IGNORECASE)), sided[0])
+    pairs = len(sided) // 2
     several = f", and so for {pairs} pairs of classes" if pairs > 1 else ""
     return f"no mirroring (horizontal_flip, vertical_flip): {left} would look like {_other_side(left)}{several}"
 

@@ -187,12 +187,12 @@ def _rles(
     at_once = UPSAMPLED_PIXELS
     if features_Ehw.device.type == "cpu":
         at_once = CACHED_PIXELS
-    level = options.threshold_logit
+    in_logits = options.upsample == "logits"
+    level = options.threshold_logit if in_logits else options.mask_threshold
     counts = []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
-            if options.upsample == "probabilities":
-                maps_Ihw, level = maps_Ihw.sigmoid(), options.mask_threshold
+            maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
             masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size) > level
             counts.append(mask_counts(masks_IWH.cpu().numpy()))
     return encoded(counts, original_size)

@@ -35,8 +35,8 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
     Returns:
         (I, W, H) of the original size: column by column, as masks are compressed.
     """
-    taps = [_taps(*sizes) for sizes in zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)]
-    rows, columns = [Taps(*(tensor.to(maps_Ihw.device) for tensor in axis)) for axis in taps]
+    sizes = zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)
+    rows, columns = [_taps(*along, maps_Ihw.device) for along in sizes]
     maps_IHw = _resample(maps_Ihw, rows)
     return _resample(maps_IHw.transpose(1, 2), columns)
 
@@ -55,8 +55,8 @@ def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _taps(features: int, padded: int, image: int, original: int) -> Taps:
-    """Along one axis, for these sizes."""
+def _taps(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
+    """Along one axis, for these sizes; kept, for the next picture is often of the same."""
     outer_L2, outer_shares_L2 = _bilinear(image, original)
     inner_S2, inner_shares_S2 = _bilinear(features, padded)
     places = inner_S2[outer_L2].reshape(original, 4)
@@ -67,7 +67,8 @@ def _taps(features: int, padded: int, image: int, original: int) -> Taps:
     np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)
     taps = int(np.flatnonzero(shares_L3.any(0))[-1]) + 1
     index = np.minimum(first + np.arange(taps), features - 1)
-    return Taps(torch.from_numpy(index), torch.from_numpy(shares_L3[:, :taps].astype(np.float32)))
+    shares_LT = torch.from_numpy(shares_L3[:, :taps].astype(np.float32))
+    return Taps(torch.from_numpy(index).to(device), shares_LT.to(device))
 
 
 def _bilinear(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

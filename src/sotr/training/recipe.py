@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from sotr.data.transforms import Augmentation
 from sotr.errors import SOTRError
+from sotr.files import read_settings
 from sotr.learning import LossOptions
 
 _BUNDLED = Path(__file__).parent / "recipes"
@@ -147,12 +146,7 @@ class Recipe:
             raise SOTRError(
                 f"there is no recipe {str(name_or_file)!r}; choose one of {', '.join(RECIPES)} or give a YAML file"
             )
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise SOTRError(f"{path} must hold 'key: value' lines; the keys are {_names(cls)}")
+        values = read_settings(path, [item.name for item in fields(cls)])
         try:
             return cls.from_dict(values)
         except SOTRError as error:
