@@ -1,5 +1,6 @@
 """A network and a recipe that train in a second or two."""
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Starts processes that train from one that has imported what they need and has done nothing else. A fork of the tests'
+own process cannot run autograd once that has started its threads, as it does after an export."""
+PROCESSES.set_forkserver_preload(["sotr.training.work", "tests.training.conftest"])
 
 CONFIG: dict[str, Any] = {
     "backbone": "test_resnet",

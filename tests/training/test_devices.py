@@ -1,7 +1,6 @@
 """Two processes do what one does."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -21,10 +20,8 @@ from sotr.network import SOTR
 from sotr.training import Recipe, train
 from sotr.training.devices import Devices
 from sotr.training.module import shared_normalisers
-from tests.training.conftest import CONFIG
+from tests.training.conftest import CONFIG, PROCESSES
 
-# Not forked from this process, where other tests may have run autograd, whose threads do not survive it.
-PROCESSES = multiprocessing.get_context("forkserver")
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
 # of each process's own pictures, so they are left alone.
 RECIPE = {

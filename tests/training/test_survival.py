@@ -1,6 +1,5 @@
 """Runs that are killed, and steps that fail."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,12 +13,11 @@ import torch
 import yaml
 
 from sotr.errors import SOTRError
-from sotr.training import ReplayedStep, train
+from sotr.training import ReplayedStep, callbacks, train
 from sotr.training.checkpoints import newest_checkpoint
 from sotr.training.module import SOTRModule
-from tests.training.conftest import CONFIG, RECIPE
+from tests.training.conftest import CONFIG, PROCESSES, RECIPE
 
-FORK = multiprocessing.get_context("fork")  # starting anew would import PyTorch each time
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
 
 
@@ -39,6 +37,7 @@ def settings(coco_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def _run(settings: dict[str, Any], out: Path) -> None:
+    callbacks.SAVE_EVERY_SECONDS = 0.0  # saving is half of the time
     torch.set_num_threads(1)
     train(**settings, out=str(out), resume=any((out / "checkpoints").glob("*.ckpt")))
 
@@ -47,7 +46,7 @@ def _run(settings: dict[str, Any], out: Path) -> None:
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:
-    monkeypatch.setattr("sotr.training.callbacks.SAVE_EVERY_SECONDS", 0.0)  # saving is half of the time
+    monkeypatch.setattr(callbacks, "SAVE_EVERY_SECONDS", callbacks.SAVE_EVERY_SECONDS)  # set back afterwards
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     started = time.monotonic()
     _run(settings, whole)
@@ -55,7 +54,7 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     moments = random.Random(7)
     step, killed = 0, 0
     while killed < kills:
-        process = FORK.Process(target=_run, args=(settings, parts))
+        process = PROCESSES.Process(target=_run, args=(settings, parts))
         process.start()
         process.join(moments.uniform(0.2, 0.9) * duration)
         if process.exitcode is not None:  # it came to its end first
