@@ -102,7 +102,8 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     # Where a mask ends the next one begins: differences of all these places together are the lengths of all runs.
     borders = np.arange(len(flat) + 1) * pixels
     before = np.searchsorted(edges, borders)
-    return np.diff(np.insert(edges, before, borders)), before + np.arange(len(borders))
+    ends = np.insert(edges, before, borders).astype(np.int64, copy=False)
+    return ends[1:] - ends[:-1], before + np.arange(len(borders))
 
 
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
