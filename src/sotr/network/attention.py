@@ -1,8 +1,24 @@
 """Twin attention and the position embedding (section 3.1, Figure 3 (1) and (2))."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+SHORT = 48
+"""Longest sequences, in cells, for which a CPU is quicker without fused attention."""
+
+
+def short_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention, (S, heads, L, c) each -> the same shape: for short sequences as its formula reads.
+
+    On CPUs that takes half the time of the fused one, which is made for sequences whose weights do not fit a cache.
+    """
+    if query.shape[-2] > SHORT:
+        return F.scaled_dot_product_attention(query, key, value)
+    weights = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1)).softmax(-1)
+    return torch.matmul(weights, value)
 
 
 class FullAttention(nn.Module):
@@ -13,6 +29,7 @@ class FullAttention(nn.Module):
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.to_out = nn.Linear(width, width)
+        self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
@@ -30,7 +47,7 @@ class FullAttention(nn.Module):
         """S sequences of L cells, of which only those of one sequence see one another -> (S, L, C)."""
         qkv = qkv_SL3C.unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (S, heads, L, C / heads)
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.product(query, key, value).transpose(1, 2).flatten(2)
 
 
 class RowAttention(FullAttention):

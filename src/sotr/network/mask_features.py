@@ -26,7 +26,7 @@ class MaskFeatures(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """P2..P5 of C channels -> (B, E, H / 4, W / 4), values >= 0."""
         maps = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
-        return self.output(maps[0] + maps[1] + maps[2] + maps[3])
+        return self.output((maps[0] + maps[1]).add_(maps[2]).add_(maps[3]))
 
 
 class _Level(nn.Sequential):

@@ -10,8 +10,10 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sotr.network.attention import RowAttention, short_attention
 from sotr.network.deformable import DeformableConv
-from sotr.network.onednn import OneDNNConv, OneDNNLinear, has_onednn
+from sotr.network.large_maps import FusedFPN, GroupNormInPlace
+from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, has_onednn, onednn_conv
 from sotr.network.sotr import SOTR
 from sotr.network.transformer import MLP, ConvolutionBlock
 
@@ -21,8 +23,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
 
     Batch norms are folded into the convolutions before them, and everything is laid out channels last. On CPUs with
     oneDNN, convolutions and linear layers go through it, their weights laid out once and for all, with ReLU, Leaky
-    ReLU, GELU and residual sums in the same pass. The copy can be neither trained, nor saved, nor exported; it does not
-    follow later changes of the network.
+    ReLU, GELU and residual sums in the same pass; sums and norms of large maps are written over them. The copy can be
+    neither trained, nor saved, nor exported; it does not follow later changes of the network.
 
     Args:
         network: stays as it is.
@@ -39,6 +41,7 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
         if body is not None:
             _fuse_residual_sums(body, dtype)
             _fuse_relus(body, dtype)
+        prepared.set_submodule("fpn", FusedFPN(prepared.fpn, dtype))
         _use_onednn(prepared, dtype)
     elif dtype != torch.float32:
         prepared.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
@@ -109,12 +112,12 @@ def _fuse_residual_sums(body: fx.GraphModule, dtype: torch.dtype) -> None:
         else:
             continue
         order = {each: place for place, each in enumerate(body.graph.nodes)}
-        fresh = isinstance(_layer(body, shortcut), nn.Conv2d | OneDNNConv)
+        fresh = isinstance(_layer(body, shortcut), nn.Conv2d | OneDNNConv | OneDNNPointwiseConv)
         in_place = fresh and all(order[user] <= order[node] for user in shortcut.users)
         relu = _follower(node)
         relu = relu if isinstance(_layer(body, relu), nn.ReLU) else None
         conv: Any = _layer(body, conv_node)
-        fused = OneDNNConv(conv, dtype, "none" if relu is None else "relu", in_place=in_place)
+        fused = onednn_conv(conv, dtype, "none" if relu is None else "relu", adds=True, in_place=in_place)
         body.set_submodule(conv_node.target, fused)
         conv_node.args = (conv_node.args[0], shortcut)
         node.prepend(conv_node)
@@ -144,7 +147,7 @@ def _fuse_relus(body: fx.GraphModule, dtype: torch.dtype) -> None:
     for node in list(body.graph.nodes):
         conv, relu = _layer(body, node), _follower(node)
         if _fits(conv) and relu is not None and isinstance(_layer(body, relu), nn.ReLU):
-            body.set_submodule(node.target, OneDNNConv(conv, dtype, "relu"))
+            body.set_submodule(node.target, onednn_conv(conv, dtype, "relu"))
             relu.replace_all_uses_with(node)
             body.graph.erase_node(relu)
 
@@ -155,17 +158,21 @@ def _fits(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
 
 
 def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
-    """Replace linear layers and convolutions, with their activation where it is known to follow."""
+    """Replace linear layers and convolutions, with the activation that is known to follow, attention and norms."""
     for module in list(network.modules()):
-        if isinstance(module, MLP):
+        if isinstance(module, RowAttention):
+            module.product = short_attention
+        elif isinstance(module, MLP):
             module[0] = OneDNNLinear(cast(nn.Linear, module[0]), dtype, gelu=True)
             module[1] = nn.Identity()
         elif isinstance(module, ConvolutionBlock):
             slope = module.activation.negative_slope
-            module.set_submodule("conv1", OneDNNConv(module.conv1, dtype, "leaky_relu", slope))
+            module.set_submodule("conv1", onednn_conv(module.conv1, dtype, "leaky_relu", slope))
             module.set_submodule("activation", nn.Identity())
     for name, module in list(network.named_modules()):
-        if _fits(module):
-            network.set_submodule(name, OneDNNConv(module, dtype))
+        if isinstance(module, nn.GroupNorm) and dtype == torch.float32:
+            network.set_submodule(name, GroupNormInPlace(module))
+        elif _fits(module):
+            network.set_submodule(name, onednn_conv(module, dtype))
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             network.set_submodule(name, OneDNNLinear(module, dtype))
