@@ -1,5 +1,5 @@
-"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model and from
-random weights.
+"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (also with
+the low rates of the recipe `finetune`) and from random weights.
 
     python benchmarks/small_data.py FOLDER --as balloon --from imagenet nuclei random --out small
     python benchmarks/small_data.py FOLDER --as carparts --from imagenet --points 0 1024 --max-time 29m --out points
@@ -53,6 +53,7 @@ STARTS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {"lr": 0.001, "backbone_lr_factor": 0.1, "batch_norm": "frozen"},
     ),
     "nuclei": (["--model", "nuclei"], {"lr": 0.0005}),
+    "nuclei-gently": (["--model", "nuclei"], {"lr": 0.0001, "backbone_lr_factor": 0.1, "ema_decay": 0.999}),
     "random": (["--model", "sotr-nano", "--no-suggest"], {"lr": 0.001}),
 }
 

@@ -51,8 +51,9 @@ def test_inference(monkeypatch):
 
 
 @torch.inference_mode()
-def test_operations_of_a_prepared_network_are_counted():
-    config = SOTRConfig.preset("sotr-nano")
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet26"])
+def test_operations_of_a_prepared_network_are_counted(backbone):
+    config = replace(SOTRConfig.preset("sotr-nano"), backbone=backbone, depth=1)
     network = prepare_for_inference(SOTR(config).eval())
     counted = inference.macs_of(lambda: network(torch.zeros(1, 3, 64, 96)) and {})
     assert counted == count_components(config, 64, 96)["total"].macs

@@ -28,6 +28,21 @@ def test_sides_take_turns_after_a_round_to_warm_up():
     assert (found["a"]["total"].low, found["a"]["total"].high, found["a"]["total"].runs) == (5.0, 7.0, 3)
 
 
+def test_what_the_side_before_left_is_settled_first():
+    order = []
+
+    def side(name):
+        def work():
+            order.append(name)
+            return {"network": float(len(order))}
+
+        return work
+
+    found = alternate({"a": side("a"), "b": side("b")}, runs=2, settle=True)
+    assert order == [*"ab", *"aabb", *"aabb"]
+    assert (found["a"]["total"].low, found["a"]["total"].high) == (4.0 + 1.0, 8.0 - 1.0)  # quartiles of 4 and 8
+
+
 def test_spread_is_median_and_quartiles():
     values = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0]
     found = spread(values)

@@ -23,11 +23,11 @@ from sotr.network import SOTR, prepare_for_inference
 from sotr.network.onednn import product
 
 WHAT = (
-    "Objects of one picture of 480 x 640 after another, batch 1, weights random. Pre-processing: to the network's "
-    "input. Network: for Mask R-CNN with its proposals and their suppression. Decoding: to masks at the picture's "
-    "size; ours includes Matrix NMS and compression to RLE, the peers' does not. Thresholds let 100 objects through"
-    " on every side that decodes. Memory: what a process of its own needs at most for building and one picture, "
-    "beyond its imports."
+    "Objects of one picture of 480 x 640 after another, batch 1, weights random; each turn begins with a picture that "
+    "does not count. Pre-processing: to the network's input. Network: for Mask R-CNN with its proposals and their "
+    "suppression. Decoding: to masks at the picture's size; ours includes Matrix NMS and compression to RLE, the "
+    "peers' does not. Thresholds let 100 objects through on every side that decodes. Memory: what a process of its "
+    "own needs at most for building and one picture, beyond its imports."
 )
 
 PICTURE = (480, 640)
@@ -48,12 +48,13 @@ PEAK = "matrix products"
 Work = Callable[[], Parts]
 
 
-def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+def _linear_flops(x: torch.Size, second: torch.Size, third: Any, *_: Any, **__: Any) -> int:
+    weight = third if third is not None and len(third) == 2 else second  # second may be what is added to the result
     return 2 * x.numel() * weight[0]
 
 
 def _convolution_flops(_: Any, second: torch.Size, third: Any, *__: Any, out_shape: torch.Size, **___: Any) -> int:
-    weight = third if third is not None and len(third) == 4 else second  # second is what is added to the result
+    weight = third if third is not None and len(third) == 4 else second  # the same here
     return 2 * out_shape.numel() * weight[1:].numel()
 
 
@@ -121,7 +122,7 @@ def measure(
         else:
             works[name] = work
     names = list(works)
-    times = alternate(works | {PEAK: _matrix_products(conditions)}, runs, on_run)
+    times = alternate(works | {PEAK: _matrix_products(conditions)}, runs, on_run, settle=True)
     memory = {}
     for name in names:
         on_run(f"memory of {name}")

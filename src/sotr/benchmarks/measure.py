@@ -64,13 +64,18 @@ class Stopwatch:
 
 
 def alternate(
-    sides: Mapping[str, Callable[[], Parts]], runs: int, on_run: Callable[[str], object] = str
+    sides: Mapping[str, Callable[[], Parts]],
+    runs: int,
+    on_run: Callable[[str], object] = str,
+    settle: bool = False,
 ) -> dict[str, dict[str, Spread]]:
     """Run every side in turn, `runs` times after one round to warm up.
 
     Args:
         sides: name -> work that returns the seconds of its parts.
         on_run: told the name of each side before its turn.
+        settle: begin every turn with a run that does not count, which finds memory and caches as the side before left
+            them; a program that does the same again and again finds its own.
 
     Returns:
         Side -> part -> spread, with the part "total", the sum of a run's parts.
@@ -79,6 +84,8 @@ def alternate(
     for turn in range(runs + 1):
         for name, work in sides.items():
             on_run(name)
+            if settle and turn:
+                work()
             parts = work()
             if turn:
                 found[name].append(parts | {"total": sum(parts.values())})
