@@ -3,7 +3,9 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,24 @@ def kinds(data: Path) -> dict[str, int]:
 def verified(data: Path) -> list[str]:
     train, val = find_data(data)
     assert train is not None
-    return [f.kind for f in verify({"train": train} | ({} if val is None else {"val": val}), QUIET)]
+    return [f.kind for f in verify({"train": train} | ({} if val is None else {"val": val}), SOTRConfig(), QUIET)]
 
 
 def test_nothing_is_wrong_with_a_sound_data_set(sound: Path) -> None:
     assert kinds(sound) == {}
     assert verified(sound) == []
+
+
+def test_training_is_told_of_objects_that_it_would_not_learn(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, _ = find_data(sound)
+    assert train is not None
+    gap = replace(SOTRConfig(), image_size=64, scale_ranges=((1, 2), (2, 3), (3, 4), (4, 5), (5, 6)))
+    found = verify({"train": train}, gap, Console(file=sys.stdout, width=1000))
+    assert {finding.kind for finding in found} == {"no level"}
+    assert len(found) == len(train.labels)
+    assert (
+        f"data: {KINDS['no level'].title}: {len(found)} (train: train_000000.jpg annotation" in capsys.readouterr().out
+    )
 
 
 def test_an_architecture_of_ones_own(sound: Path, tmp_path: Path) -> None:

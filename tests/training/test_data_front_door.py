@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from sotr.config import SOTRConfig
 from sotr.data.coco import load_coco
 from sotr.data.synthetic import write_synthetic
 from sotr.errors import SOTRError
+from sotr.model import load
 from sotr.training import settings, train
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES
+from sotr.training.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(data: Path, **changes: Any) -> dict[str, Any]:
     arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", **changes}
     coco = load_coco(data / "train.json", data / "images")
-    return settings.new_run(data / "run", str(data), arguments, coco, None, Devices(torch.device("cpu")))
+    return settings.new_run(
+        data / "run", str(data), arguments, settings.MEANS, coco, None, Devices(torch.device("cpu"))
+    )
 
 
 def test_a_preset_follows_the_data_and_says_why(crowded: Path) -> None:
@@ -98,8 +103,50 @@ def test_harmless_findings_are_counted(
     def stop(*_: Any) -> None:
         raise SOTRError("far enough")
 
-    monkeypatch.setattr(settings, "new_run", stop)
+    monkeypatch.setattr(Work, "fit", stop)
     with pytest.raises(SOTRError, match="far enough"):
-        train(str(data), model="sotr-nano", out=str(tmp_path / "run"), device="cpu")
+        train(str(data), model="sotr-nano", suggest=False, out=str(tmp_path / "run"), device="cpu")
     said = " ".join(capsys.readouterr().err.split())
+    assert "data: objects whose cells all go to smaller ones" in said
     assert "data: validation pictures that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "no-such.yaml"}, "no-such"),
+        ({"logger": "comet"}, "no logger 'comet'"),
+        ({"model": "no-such-model"}, "no-such-model"),
+        ({"recipe": "scratch", "backbone_weights": "no-such.pth"}, r"no-such\.pth"),
+        ({"workers": -1}, "workers is -1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_pictures_are_opened(
+    crowded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    def opened(*_: Any) -> None:
+        pytest.fail("pictures were opened")
+
+    monkeypatch.setattr(sys.modules["sotr.training.train"], "verify", opened)
+    with pytest.raises(SOTRError, match=message):
+        train(str(crowded), **{"model": "sotr-nano", "out": str(tmp_path / "run"), "device": "cpu", **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_records_its_whole_command(crowded: Path) -> None:
+    coco = load_coco(crowded / "train.json", crowded / "images")
+    means = settings.MEANS | {"device": "cpu", "workers": 0, "compile": True, "logger": "wandb"}
+    arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", "lr": 0.01}
+    run = settings.new_run(Path("run"), "DATA", arguments, means, coco, None, Devices(torch.device("cpu")))
+    assert run["command"] == (
+        "sotr train DATA --model sotr-nano --recipe scratch --lr 0.01 --out run --device cpu --compile --logger wandb "
+        "--workers 0"
+    )
+
+
+def test_a_trained_model_gets_a_batch_that_fits(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sotr.data.advice.free_memory", lambda device: 2**20)
+    run = new_run(crowded, model="nuclei", recipe="finetune")
+    assert run["recipe"]["batch_size"] == 1
+    assert run["advice"][0].startswith("batch size 1 instead of 4: ")
+    assert run["config"]["grids"] == list(load("nuclei").config.grids)

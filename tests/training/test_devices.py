@@ -156,6 +156,8 @@ def test_one_process_counts_for_itself() -> None:
     [
         ({"RANK": "5", "LOCAL_RANK": "1"}, 5),  # torchrun
         ({"NODE_RANK": "1", "LOCAL_RANK": "2"}, 6),  # Lightning's own launcher
+        ({"NODE_RANK": "1"}, 4),  # it sets the other variable only for the processes that it starts
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, 1),  # within a batch script
         ({"SLURM_PROCID": "3"}, 3),
         ({}, 0),
     ],
@@ -168,7 +170,21 @@ def test_the_rank_is_the_launchers(monkeypatch: pytest.MonkeyPatch, environment:
     devices = Devices(torch.device("cpu"), per_node=4, nodes=2)
     assert devices.rank == rank
     assert devices.main is (rank == 0)
+    assert devices.first_of_node is (rank % 4 == 0)
     assert Devices(torch.device("cpu")).rank == 0  # a single device is nobody's part
+
+
+@pytest.mark.parametrize(("name", "launcher"), [("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun")])
+def test_processes_that_know_nothing_of_one_another_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, launcher: str
+) -> None:
+    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(variable, raising=False)
+    Devices(torch.device("cpu")).check_launcher()
+    monkeypatch.setenv(name, "2")
+    Devices(torch.device("cpu"), per_node=2).check_launcher()
+    with pytest.raises(SOTRError, match=rf"{launcher} started 2 processes .* devices x nodes is 1; give --devices"):
+        Devices(torch.device("cpu")).check_launcher()
 
 
 def test_settings_that_several_devices_cannot_follow() -> None:
@@ -178,6 +194,8 @@ def test_settings_that_several_devices_cannot_follow() -> None:
     with pytest.raises(SOTRError, match=r"cannot be shared out evenly to 3 devices"):
         Devices(torch.device("cpu"), per_node=3).check(recipe)
     Devices(torch.device("cpu")).check(recipe)
+    with pytest.raises(SOTRError, match=r"16-mixed needs a GPU"):
+        Devices(torch.device("cpu")).check(Recipe(epochs=1, precision="16-mixed"))
 
 
 @pytest.mark.gpu

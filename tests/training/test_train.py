@@ -121,7 +121,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
 
     run = json.loads((out / "run.json").read_text())
     assert run["command"] == (
-        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-dets 7 --out {out}"
+        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-dets 7 --out {out} --device cpu --workers 1"
     )
     card = (out / "model" / "README.md").read_text()
     assert run["command"] in card
@@ -453,7 +453,7 @@ def test_an_interrupted_run_gives_its_model_on_demand_and_can_go_on(
 
 def test_a_folder_that_cannot_be_written_is_one_line(tiny: Train, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SOTRError, match=r"file/run cannot go on: .*another folder with --out") as caught:
+    with pytest.raises(SOTRError, match=r"file/run cannot be written: .*another folder with --out") as caught:
         tiny(tmp_path / "file" / "run")
     assert "\n" not in str(caught.value)
 

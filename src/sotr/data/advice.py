@@ -78,7 +78,7 @@ def suggest(
         config = _scale_ranges(objects, config, reasons)
         config = _grids(objects, config, reasons)
     if batch_size is not None:
-        batch_size = _batch_size(data, config, batch_size, device, reasons)
+        batch_size = fitting_batch_size(data, config, batch_size, device, reasons)
     return Advice(config, batch_size, tuple(reasons))
 
 
@@ -166,9 +166,10 @@ def _grids(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOTRConf
     return best
 
 
-def _batch_size(
+def fitting_batch_size(
     data: CocoDataset, config: SOTRConfig, batch_size: int, device: torch.device, reasons: list[str]
 ) -> int:
+    """`batch_size`, or fewer if memory holds no more training pictures; then `reasons` gets a line."""
     # Batches are padded to their largest picture: that of nine in ten.
     sizes = np.quantile(input_sizes(data.sizes_N2, config), 0.9, axis=0)
     height, width = (math.ceil(side / INPUT_DIVISOR) * INPUT_DIVISOR for side in sizes)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from sotr import rle
+from sotr.config import SOTRConfig
 from sotr.data.coco import CocoDataset, category_difference
 from sotr.data.findings import KINDS, Finding, by_kind, counted
-from sotr.data.grids import Fit, Objects, objects_of
+from sotr.data.grids import Objects, fit_to_grids, objects_of
 from sotr.data.parse import Flaw
 from sotr.data.pictures import Pictures, identical_pairs, open_pictures, similar_pairs
 from sotr.errors import SOTRError
@@ -94,9 +95,10 @@ def check_splits(splits: Mapping[str, CheckedSplit]) -> list[Finding]:
     return found
 
 
-def fit_findings(split: str, checked: CheckedSplit, fit: Fit) -> list[Finding]:
+def fit_findings(split: str, checked: CheckedSplit, config: SOTRConfig) -> list[Finding]:
     """Objects that a network's levels and cells would not learn."""
     data, objects, found = checked.data, checked.objects, []
+    fit = fit_to_grids(objects, config)
     for kind, which, why in (
         ("no level", fit.unlearnable_A, "no level's scale range holds it"),
         ("no cell", fit.lost_A, "smaller objects take all its cells"),
@@ -112,11 +114,14 @@ def fit_findings(split: str, checked: CheckedSplit, fit: Fit) -> list[Finding]:
     return found
 
 
-def verify(splits: Mapping[str, CocoDataset], console: Console, processes: int | None = None) -> list[Finding]:
+def verify(
+    splits: Mapping[str, CocoDataset], config: SOTRConfig, console: Console, processes: int | None = None
+) -> list[Finding]:
     """What `sotr train` does before it starts: open all pictures, say what is harmless, stop at what is harmful.
 
     Args:
         splits: train, and perhaps val, as `load_coco` read them.
+        config: the network that is to learn the first.
         console: takes the progress and one line for each harmless kind.
 
     Returns:
@@ -129,6 +134,7 @@ def verify(splits: Mapping[str, CocoDataset], console: Console, processes: int |
         split: check_split(split, data, open_pictures(data, console, processes)) for split, data in splits.items()
     }
     found = [finding for part in checked.values() for finding in part.findings] + check_splits(checked)
+    found += fit_findings("train", checked["train"], config)
     harmful = [finding for finding in found if finding.harmful]
     if harmful:
         more = f" (and {len(harmful) - 1} more; sotr data check lists them)" if len(harmful) > 1 else ""

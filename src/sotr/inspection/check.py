@@ -10,7 +10,6 @@ from sotr.config import PRESETS, SOTRConfig
 from sotr.data.check import CheckedSplit, check_split, check_splits, fit_findings
 from sotr.data.coco import locate_data, read_coco
 from sotr.data.findings import Finding
-from sotr.data.grids import fit_to_grids
 from sotr.data.parse import Flaw
 from sotr.data.pictures import open_pictures
 from sotr.errors import SOTRError
@@ -81,7 +80,7 @@ def check_data(
     advised_device = choose_device(device)
     for split, part in checked.items():
         if split == "train" or "train" not in checked:
-            findings += fit_findings(split, part, fit_to_grids(part.objects, config))
+            findings += fit_findings(split, part, config)
     result = DataReport(findings, *summarize(checked, config, advised_device))
     if json:
         sys.stdout.write(jsonlib.dumps(result.to_json(), ensure_ascii=False) + "\n")

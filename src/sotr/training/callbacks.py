@@ -156,7 +156,7 @@ class RunKeeper(Callback):
 
     def _begin_epoch(self, trainer: pl.Trainer) -> None:
         done = self._position[1] // _batch_size(trainer)
-        title = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        title = f"epoch {self._name(trainer, trainer.current_epoch)}"
         self._display.begin(title, int(trainer.num_training_batches), done)
         self._epoch_loss, self._epoch_steps = None, 0
 
@@ -169,10 +169,10 @@ class RunKeeper(Callback):
         self._epoch_loss = loss if self._epoch_loss is None else self._epoch_loss + loss
         self._epoch_steps += 1
         self._pictures += len(batch.image_ids) * trainer.world_size
-        note = None
+        running = None
         if trainer.global_step % self._log_every == 0:
-            note = self._log_step(trainer, pl_module)
-        self._display.advance(note=note)
+            running = self._log_step(trainer, pl_module)
+        self._display.advance(running=running)
 
         # Several processes must decide alike, and asking one another takes time.
         agree = trainer.world_size == 1 or trainer.global_step % self._log_every == 0
@@ -198,7 +198,7 @@ class RunKeeper(Callback):
             self._out_of_time = trainer.should_stop = True
             self._display.console.print("the time is used up: stopping")
 
-    def _log_step(self, trainer: pl.Trainer, module: SOTRModule) -> str:
+    def _log_step(self, trainer: pl.Trainer, module: SOTRModule) -> dict[str, str]:
         values = torch.stack(list(module.latest.values())).float().tolist()
         losses = dict(zip(module.latest, values, strict=True))
         now = time.monotonic()
@@ -207,7 +207,12 @@ class RunKeeper(Callback):
         rate = module.recipe.lr * module.lr_factor(trainer.global_step - 1)
         row = {**losses, "lr": rate, "pictures_per_second": speed, "epoch": trainer.current_epoch + 1}
         _log(trainer, row)
-        return f"loss {losses['loss']:.3f}  {speed:.1f} pictures/s"
+        return {
+            "epoch": self._name(trainer, trainer.current_epoch),
+            **{name.removesuffix("_loss"): f"{value:.4f}" for name, value in losses.items()},
+            "rate": f"{rate:.2g}",
+            "pictures/s": f"{speed:.1f}",
+        }
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, validate where it is due, save again with the outcome."""
@@ -220,7 +225,7 @@ class RunKeeper(Callback):
         self.finished = done and not due
         self._save_last(trainer)
         self._stop_if_asked(trainer)
-        mean = "" if self._epoch_loss is None else f"loss {float(self._epoch_loss) / self._epoch_steps:.4f}"
+        mean = "" if self._epoch_loss is None else f"{float(self._epoch_loss) / self._epoch_steps:.4f}"
         if due:
             self._run_validation(trainer, pl_module, epoch, mean)
         else:
@@ -269,13 +274,18 @@ class RunKeeper(Callback):
     def _report_epoch(
         self, trainer: pl.Trainer, epoch: int, mean_loss: str, metrics: dict[str, Any] | None = None
     ) -> None:
-        parts = [f"epoch {epoch + 1}/{trainer.max_epochs}", mean_loss]
+        row = {"epoch": self._name(trainer, epoch)} | ({"loss": mean_loss} if mean_loss else {})
         if metrics is not None and self.best is not None:
-            parts += [f"{name} {number(metrics[name])}" for name in ("AP", "AP50", "AP75")]
-            parts.append("best" if self.best is metrics else f"best {number(self.best['AP'])} in {self.best['epoch']}")
+            row |= {name: number(metrics[name]) for name in ("AP", "AP50", "AP75")}
+            row["best"] = "" if self.best is metrics else f"{number(self.best['AP'])} in {self.best['epoch']}"
+        line = "  ".join(f"{name} {value}".rstrip() for name, value in row.items())
         minutes, seconds = divmod(round(self._elapsed()), 60)
-        parts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02}")
-        self._display.console.print("  ".join(part for part in parts if part), highlight=False)
+        time_taken = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        self._display.epoch(row | {"time": time_taken}, f"{line}  {time_taken}")
+
+    @staticmethod
+    def _name(trainer: pl.Trainer, epoch: int) -> str:
+        return f"{epoch + 1}/{trainer.max_epochs}"
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         asked = self._interrupts.number is not None and not self.finished

@@ -64,14 +64,34 @@ class Devices:
         environment = os.environ
         if "RANK" in environment:
             return int(environment["RANK"])
-        if "LOCAL_RANK" in environment:
-            return int(environment.get("NODE_RANK", "0")) * self.per_node + int(environment["LOCAL_RANK"])
+        if "LOCAL_RANK" in environment or "NODE_RANK" in environment:
+            return int(environment.get("NODE_RANK", "0")) * self.per_node + int(environment.get("LOCAL_RANK", "0"))
         return int(environment.get("SLURM_PROCID", "0"))
+
+    @property
+    def first_of_node(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.rank % self.per_node == 0
 
     @property
     def main(self) -> bool:
         """Whether this process is the one that writes the run folder and speaks to the user."""
         return self.rank == 0
+
+    def check_launcher(self) -> None:
+        """Refuse to be one of several processes that know nothing of one another.
+
+        Raises:
+            SOTRError: torchrun or srun started another number of processes than the settings say.
+        """
+        for name, launcher in (("WORLD_SIZE", "torchrun"), ("SLURM_STEP_NUM_TASKS", "srun")):
+            if (started := os.environ.get(name)) is not None:
+                if started != str(self.total):
+                    raise SOTRError(
+                        f"{launcher} started {started} processes ({name}), but devices x nodes is {self.total}; "
+                        "give --devices, the processes of each machine, and --nodes"
+                    )
+                return
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe that these devices cannot follow.
@@ -84,6 +104,8 @@ class Devices:
                 f"batch_size {recipe.batch_size} cannot be shared out evenly to {self.total} devices; "
                 "give a multiple with --batch-size"
             )
+        if recipe.precision == "16-mixed" and self.device.type == "cpu":
+            raise SOTRError("precision 16-mixed needs a GPU; use bf16-mixed, 32-true or auto")
         if self.strategy == "fsdp" and recipe.ema_decay:
             raise SOTRError("strategy fsdp keeps no average of the weights; set ema_decay to 0, or use ddp")
         if recipe.batch_norm == "sync" and self.total > 1 and self.device.type != "cuda":

@@ -4,12 +4,14 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +21,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+ROWS_BESIDES = 6
+"""Rows of the terminal that the table of epochs leaves for its head, the bar and messages."""
 
 
 class Stop(Exception):
@@ -71,42 +77,71 @@ class Interrupts:
 
 
 class Display:
-    """Progress on the terminal: a bar per epoch, and one line per epoch that also fits a log file."""
+    """Progress on the terminal: a live table with a row per epoch, over a bar for what goes on; elsewhere, as in a log
+    file, one line per epoch."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._shown = console.is_terminal and not console.quiet
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            disable=console.quiet or not console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._rows: list[Mapping[str, str]] = []
+        self._running: Mapping[str, str] = {}
+        self._live = Live(console=console, get_renderable=self.rendered, vertical_overflow="crop")
 
     def __enter__(self) -> "Display":
-        self._progress.start()
+        if self._shown:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._end_task()
+        self._running = {}
+        if self._shown:
+            self._live.stop()
 
     def begin(self, title: str, total: int, done: int = 0) -> None:
         """Replace the bar by a new one."""
+        self._end_task()
+        self._task = self._progress.add_task(title, total=total, completed=done)
+
+    def _end_task(self) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+            self._task = None
 
-    def advance(self, count: int = 1, note: str | None = None) -> None:
-        """So many steps further."""
+    def advance(self, count: int = 1, running: Mapping[str, str] | None = None) -> None:
+        """So many steps further; `running` are the numbers of the epoch that is not over, by column."""
         if self._task is not None:
             self._progress.advance(self._task, count)
-            if note is not None:
-                self._progress.update(self._task, note=note)
+        if running is not None:
+            self._running = running
+
+    def epoch(self, row: Mapping[str, str], line: str) -> None:
+        """An epoch is over: its numbers by column for the table, and in one line for where there is none."""
+        self._rows.append({**self._running, **row})
+        self._running = {}
+        if not self._shown:
+            self.console.print(line, highlight=False)
+
+    def rendered(self) -> Group:
+        """The table and the bar."""
+        running = [self._running] if self._running else []
+        # What is taller than the terminal cannot be redrawn.
+        rows = [*self._rows, *running][-max(1, self.console.height - ROWS_BESIDES) :]
+        columns = list(dict.fromkeys(name for row in [*rows[-1:], *rows] for name in row))
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(row.get(name, "") for name in columns), style="dim" if row is self._running else None)
+        return Group(*([table] if columns else []), self._progress)
 
 
 @contextmanager

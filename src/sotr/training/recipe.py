@@ -63,7 +63,7 @@ class Recipe:
     """"auto" takes bf16-mixed where the device computes bfloat16 in hardware, else 32-true."""
     channels_last: bool = True
     """Keep pictures and convolution weights in channels-last memory order, which most hardware runs faster."""
-    ema_decay: float = 0.0
+    ema_decay: float = 0.999
     """Decay of the weights' moving average, which is what is validated and saved; 0 is none."""
     validate_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""

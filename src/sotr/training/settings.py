@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
-from sotr.data.advice import mirroring, suggest
+from sotr.data.advice import fitting_batch_size, mirroring, suggest
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
@@ -22,6 +22,7 @@ from sotr.model import load
 from sotr.model_files import read_architecture
 from sotr.training.backbone_weights import backbone_weights
 from sotr.training.checkpoints import has_checkpoint
+from sotr.training.claim import LOCK
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES, Recipe
 
@@ -44,18 +45,31 @@ DEFAULTS: dict[str, Any] = {
 }
 """Arguments that decide a run, with `train`'s defaults. A resumed run takes from its folder what is left at these."""
 
+MEANS: dict[str, Any] = {
+    "device": "auto",
+    "devices": 1,
+    "nodes": 1,
+    "strategy": "auto",
+    "compile": False,
+    "logger": None,
+    "workers": 2,
+}
+"""Arguments that decide how a run is computed, with `train`'s defaults. A resumed run may have others."""
+
 
 def new_run(
     folder: Path,
     data: str,
     arguments: Mapping[str, Any],
+    means: Mapping[str, Any],
     train_data: CocoDataset,
     val_data: CocoDataset | None,
     used: Devices,
 ) -> dict[str, Any]:
     """The full settings of a new run: plain values, ready for `run.json`.
 
-    A preset is adapted to the data and the device, unless arguments say otherwise; "advice" holds what and why.
+    A preset is adapted to the data, and the batch to the device, unless arguments say otherwise; "advice" says what
+    and why.
 
     Raises:
         SOTRError: an argument, the recipe or the model cannot be used.
@@ -74,7 +88,7 @@ def new_run(
         raise SOTRError(f"max_dets is {arguments['max_dets']}; it must be at least 1")
     return {
         "name": folder.name,
-        "command": _command(data, dict(arguments) | {"out": str(folder)}),
+        "command": _command(data, {**arguments, "out": str(folder), **means}),
         "arguments": dict(arguments),
         "config": config.to_dict(),
         "recipe": recipe.to_dict(),
@@ -103,16 +117,19 @@ def _advised(
     if not arguments["suggest"]:
         return config, recipe, ()
     reasons: tuple[str, ...] = ()
+    # Several processes would each look at the memory of their own device, and might not agree.
+    usual = default_recipe(model, arguments["backbone_weights"])
+    chosen = arguments["batch_size"] is not None or arguments["recipe"] != usual or used.total > 1
+    batch_size = None if chosen else recipe.batch_size
     if model in PRESETS:
-        # Several processes would each look at the memory of their own device, and might not agree.
-        usual = default_recipe(model, arguments["backbone_weights"])
-        chosen = arguments["batch_size"] is not None or arguments["recipe"] != usual or used.total > 1
-        batch_size = None if chosen else recipe.batch_size
         fixed_size = arguments["image_size"] is not None
         advice = suggest(train_data, config, batch_size, used.device, fixed_size=fixed_size)
-        config, reasons = advice.config, advice.reasons
-        if advice.batch_size is not None:
-            recipe = replace(recipe, batch_size=advice.batch_size)
+        config, batch_size, reasons = advice.config, advice.batch_size, advice.reasons
+    elif batch_size is not None:
+        lines: list[str] = []
+        batch_size, reasons = fitting_batch_size(train_data, config, batch_size, used.device, lines), tuple(lines)
+    if batch_size is not None:
+        recipe = replace(recipe, batch_size=batch_size)
     if arguments["recipe"] in RECIPES and recipe.augmentation.mirrors and (reason := mirroring(train_data.class_names)):
         unmirrored = replace(recipe.augmentation, horizontal_flip=False, vertical_flip=False)
         recipe, reasons = replace(recipe, augmentation=unmirrored), (*reasons, reason)
@@ -213,22 +230,27 @@ def new_folder(out: str | None, data: str, model: str, main: bool) -> Path:
         SOTRError: `out` is there already, and not empty.
     """
     if out is not None:
-        folder = Path(out)
-        if not main:
-            return folder
-        if folder.exists() and not folder.is_dir():
-            raise SOTRError(f"{folder} is a file; give a folder with --out")
-        died_at_once = (folder / "run.json").is_file() and not has_checkpoint(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not died_at_once:
-            raise SOTRError(
-                f"{folder} is not empty; continue that run with --resume, or give another folder with --out"
-            )
-        return folder
+        if main:
+            refuse_used(Path(out))
+        return Path(out)
     stem = f"{Path(data).resolve().name}-{Path(model).stem}"
     number = 1
     while (folder := Path("runs") / f"{stem}-{number}").exists():
         number += 1
     return folder
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder for a new run that holds something, other than what a run left that died before it saved.
+
+    Raises:
+        SOTRError: names it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SOTRError(f"{folder} is a file; give a folder with --out")
+    died_at_once = (folder / "run.json").is_file() and not has_checkpoint(folder)
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()) and not died_at_once:
+        raise SOTRError(f"{folder} is not empty; continue that run with --resume, or give another folder with --out")
 
 
 def existing_run(out: str | None, data: str | None, arguments: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -303,11 +325,11 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 def _command(data: str, settings: Mapping[str, Any]) -> str:
     """The command line that does the same."""
-    words = ["sotr", "train", data]
+    words, defaults = ["sotr", "train", data], DEFAULTS | MEANS
     for name, value in settings.items():
-        if isinstance(value, bool) and value != DEFAULTS.get(name):
+        if isinstance(value, bool) and value != defaults.get(name):
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
-        elif value != DEFAULTS.get(name):
+        elif value != defaults.get(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

@@ -1,5 +1,6 @@
 """`sotr train`: from a data folder to a model folder."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.model import choose_device
 from sotr.training import settings
+from sotr.training.claim import claimed
 from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
 from sotr.training.replay import ReplayedStep
@@ -63,8 +65,8 @@ def train(
         batch_size: Pictures per step over all devices, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
         image_size: Shortest edge of a picture in pixels, instead of the model's.
-        suggest: Let image size, scale ranges, grids and batch size of a preset follow from the data and the memory
-            there is; what changes is said, and image_size, batch_size and a recipe of your own win.
+        suggest: Let a preset's image size, scale ranges and grids follow from the data, and the batch size from the
+            memory there is; what changes is said, and image_size, batch_size and a recipe of your own win.
         backbone_weights: First weights of the backbone alone: imagenet, which timm fetches from the Hugging Face hub; a
             .safetensors or PyTorch file of a timm model; or none, the default.
         early_stop: End after this many validations without a better AP, instead of the recipe's number; 0 is never.
@@ -114,7 +116,17 @@ def train(
         "val_json": val_json,
         "images": images,
     }
+    means: dict[str, Any] = {
+        "device": device,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "compile": compile,
+        "logger": logger,
+        "workers": workers,
+    }
     used = Devices(choose_device(device), devices, nodes, strategy)
+    used.check_launcher()
     console = Console(stderr=True, quiet=quiet or not used.main, soft_wrap=True, highlight=False, markup=False)
     if workers < 0:
         raise SOTRError(f"workers is {workers}; it must be 0 or more")
@@ -138,14 +150,11 @@ def train(
     if val_data is not None and not len(val_data):
         val_data = None
     splits = {"train": train_data} if val_data is None else {"train": train_data, "val": val_data}
-    if used.main:  # the others would open the same pictures
-        verify(splits, console)
-
     first_weights = None
     if continued:
         settings.check_same_data(folder, run, train_data, val_data)
     else:
-        run = settings.new_run(folder, data, arguments, train_data, val_data, used)
+        run = settings.new_run(folder, data, arguments, means, train_data, val_data, used)
         for reason in run["advice"]:
             console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")
         if Recipe.from_dict(run["recipe"]).augmentation.mirrors and (reason := mirroring(train_data.class_names)):
@@ -158,7 +167,12 @@ def train(
 
     work = Work(folder, run, train_data, val_data, used, workers, compile, logger, console)
     try:
-        return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
+        with claimed(folder) if used.main else nullcontext():
+            if used.main and not continued:
+                settings.refuse_used(folder)
+            if used.first_of_node:  # the others of a machine would open the same files
+                verify(splits, work.config, console)
+            return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
     except OSError as error:
         raise SOTRError(
             f"the run in {folder} cannot go on: {error}; make room or mend the permissions, or name another folder "

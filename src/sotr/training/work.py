@@ -160,7 +160,7 @@ class Work:
                 max_epochs=math.ceil(total / len(loader)),
                 gradient_clip_val=self.recipe.clip_norm or None,
                 callbacks=[keeper] if average is None else [average, keeper],
-                logger=make_loggers(self.folder, self.run, self.logger, first_step),
+                logger=make_loggers(self.folder, self.run, self.logger, first_step, self.console.print),
                 plugins=[CheckpointFiles()],
                 log_every_n_steps=1,  # of Lightning's own log, which is not used
                 enable_checkpointing=False,

@@ -1,0 +1,61 @@
+import io
+
+from rich.console import Console
+
+from sotr.training.display import ROWS_BESIDES, Display
+
+
+def terminal(height: int = 30) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, height=height, color_system=None)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def shown(display: Display, height: int = 30) -> list[list[str]]:
+    console = terminal(height)
+    console.print(display.rendered())
+    return [line.split() for line in written(console).splitlines() if line.strip(" ─")]
+
+
+def test_a_terminal_gets_a_table_with_a_row_per_epoch_and_one_for_what_goes_on() -> None:
+    display = Display(terminal())
+    with display:
+        display.begin("epoch 1/3", 10)
+        display.advance(4, {"epoch": "1/3", "loss": "0.9000", "rate": "0.001"})
+        head, running, bar = shown(display)
+        assert (head, running) == (["epoch", "loss", "rate"], ["1/3", "0.9000", "0.001"])
+        assert "4/10" in bar
+        display.advance(6)
+        display.epoch({"epoch": "1/3", "loss": "0.8000", "AP": "0.123"}, "not for terminals")
+        display.begin("epoch 2/3", 10)
+        display.advance(1, {"epoch": "2/3", "loss": "0.7000", "rate": "0.002"})
+        head, first, second, bar = shown(display)
+        assert head == ["epoch", "loss", "rate", "AP"]
+        assert first == ["1/3", "0.8000", "0.001", "0.123"]
+        assert second == ["2/3", "0.7000", "0.002"]
+        assert bar[:2] == ["epoch", "2/3"]
+    last = written(display.console).rsplit("loss", 1)[1]
+    assert "0.8000" in last  # what was done stays on the screen
+    assert "0.7000" not in last
+    assert "not for terminals" not in written(display.console)
+
+
+def test_a_table_never_outgrows_its_terminal() -> None:
+    display = Display(terminal(12))
+    for epoch in range(40):
+        display.epoch({"epoch": f"{epoch + 1}/40"}, "")
+    lines = shown(display, 12)
+    assert lines[-1] == ["40/40"]
+    assert len(lines) == 1 + 12 - ROWS_BESIDES
+
+
+def test_a_log_file_gets_one_line_per_epoch() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with Display(console) as display:
+        display.begin("epoch 1/3", 10)
+        display.advance(4, {"epoch": "1/3", "loss": "0.9000"})
+        display.epoch({"epoch": "1/3"}, "epoch 1/3  loss 0.8000")
+    assert written(console) == "epoch 1/3  loss 0.8000\n"
