@@ -209,7 +209,7 @@ class RunKeeper(Callback):
         _log(trainer, row)
         return {
             "epoch": self._name(trainer, trainer.current_epoch),
-            **{name.removesuffix("_loss"): f"{value:.4f}" for name, value in losses.items()},
+            **{name: f"{value:.4f}" for name, value in losses.items()},
             "rate": f"{rate:.2g}",
             "pictures/s": f"{speed:.1f}",
         }

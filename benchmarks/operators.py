@@ -1,0 +1,82 @@
+"""Which of PyTorch's operators are quick on a CPU, one picture of 800 x 1088 at a time, and so taken by
+`prepare_for_inference`.
+
+    python benchmarks/operators.py
+
+First the 1 x 1 convolutions of a ResNet-50 with ReLU, as oneDNN's convolution and as its matrix product, without and
+with a shortcut to add (the product then needs passes of their own for sum and ReLU); then attention over rows of cells,
+fused and plain. Medians of nine runs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sotr.network.attention import short_attention
+from sotr.network.onednn import OneDNNConv, OneDNNPointwiseConv
+
+SHAPES = [
+    (64, 256, 200, 272),
+    (256, 64, 200, 272),
+    (128, 512, 100, 136),
+    (512, 128, 100, 136),
+    (256, 1024, 50, 68),
+    (1024, 256, 50, 68),
+    (1024, 512, 50, 68),
+    (512, 2048, 25, 34),
+    (2048, 512, 25, 34),
+]
+"""Channels before and after, height and width."""
+
+ROWS = (12, 24, 40, 48, 64, 96)
+
+
+def median_ms(work: Callable[[], object], runs: int = 9) -> float:
+    """Milliseconds, after two runs to warm up."""
+    times = []
+    for run in range(runs + 2):
+        start = time.perf_counter()
+        work()
+        if run > 1:
+            times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print both tables."""
+    print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}\n")
+    print("| type | channels | map | convolution, ms | product, ms | adding convolution, ms | product and sum, ms |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for dtype in (torch.float32, torch.bfloat16):
+        for before, after, height, width in SHAPES:
+            layer = nn.Conv2d(before, after, 1)
+            x = torch.randn(1, before, height, width, dtype=dtype).to(memory_format=torch.channels_last)
+            add = torch.randn(1, after, height, width, dtype=dtype).to(memory_format=torch.channels_last)
+            conv = OneDNNConv(layer, dtype, "relu", None, in_place=True)
+            product = OneDNNPointwiseConv(layer, dtype, "relu", None)
+            times = [
+                median_ms(work)
+                for work in (
+                    lambda conv=conv, x=x: conv(x),
+                    lambda product=product, x=x: product(x),
+                    lambda conv=conv, x=x, add=add: conv(x, add),
+                    lambda product=product, x=x, add=add: product(x, add),
+                )
+            ]
+            cells = " | ".join(f"{ms:.2f}" for ms in times)
+            print(f"| {str(dtype).removeprefix('torch.')} | {before} to {after} | {height} x {width} | {cells} |")
+    print("\n| rows of | fused, ms | plain, ms |\n|---|---:|---:|")
+    for cells_in_row in ROWS:
+        query, key, value = torch.randn(3, cells_in_row, cells_in_row, 8, 32).transpose(2, 3)
+        fused = median_ms(lambda q=query, k=key, v=value: F.scaled_dot_product_attention(q, k, v))
+        plain = median_ms(lambda q=query, k=key, v=value: short_attention(q, k, v, longest=1000))
+        print(f"| {cells_in_row} cells | {fused:.2f} | {plain:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
