@@ -121,7 +121,8 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
 
     run = json.loads((out / "run.json").read_text())
     assert run["command"] == (
-        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-dets 7 --out {out} --device cpu --workers 1"
+        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-dets 7 --out {out} "
+        "--device cpu --workers 1"
     )
     card = (out / "model" / "README.md").read_text()
     assert run["command"] in card
