@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ RECIPE = {
     "batch_size": 4,
     "iterations": 1,
     "precision": "32-true",
+    "ema_decay": 0.0,
 }
 
 
@@ -143,6 +146,33 @@ def test_two_processes_validate_like_one(coco_folder: Path, tmp_path: Path) -> N
     assert found["detections"] > 3
     assert found["AP"] > 0.05
     assert (tmp_path / "two" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [True, False])
+def test_torchrun(coco_folder: Path, tmp_path: Path, told: bool) -> None:
+    settings = settings_of(tmp_path, coco_folder)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sotr.cli"]
+    words += [
+        "train",
+        str(coco_folder),
+        "--model",
+        settings["model"],
+        "--recipe",
+        settings["recipe"],
+        "--device",
+        "cpu",
+    ]
+    words += ["--workers", "0", "--out", str(tmp_path / "run"), *(["--devices", "2"] if told else [])]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    if told:
+        assert ended.returncode == 0, ended.stderr
+        assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+        assert ended.stderr.count("the model is in") == 1
+    else:
+        assert ended.returncode != 0
+        assert "torchrun started 2 processes (WORLD_SIZE), but devices x nodes is 1; give --devices" in ended.stderr
+        assert not (tmp_path / "run").exists()
 
 
 def test_one_process_counts_for_itself() -> None:

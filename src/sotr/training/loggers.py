@@ -79,7 +79,7 @@ class Service(Logger):
             return
         client, run_id = self.logger.experiment, self.logger.run_id
         for name, picture in pictures.items():
-            key = re.sub(r"[^\w.\- ]", "-", name)
+            key = re.sub(r"[^A-Za-z0-9_.\- ]", "-", name)  # MLflow takes no others
             self._tell(partial(client.log_image, run_id, picture, key=key, step=step))
 
     def save(self) -> None:
