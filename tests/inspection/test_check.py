@@ -134,6 +134,14 @@ def saved_otherwise(source: str, target: str) -> Callable[[Path], None]:
     return save
 
 
+def exchanged(data: Path) -> None:
+    def change(content: Content) -> None:
+        image = content["images"][2]
+        image["width"], image["height"] = image["height"], image["width"]
+
+    edit(data, change)
+
+
 def polygon_crowd(data: Path) -> None:
     annotation(iscrowd=1, segmentation=[square(5, 5, 20)], area=400)(data)
 
@@ -236,6 +244,28 @@ def test_a_scaled_picture_keeps_its_objects(data: Path, tmp_path: Path) -> None:
     assert after is not None
     assert after.sizes_N2[2].tolist() == [128, 160]
     np.testing.assert_allclose(after.record(2).areas_I, 4 * areas)
+
+
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        lambda data: edit(data, lambda content: [a.update(id=f"a{a['id']}") for a in content["annotations"]]),
+        lambda data: edit(data, lambda content: [a.pop("id") for a in content["annotations"]]),
+        exchanged,
+    ],
+    ids=["ids in words", "no ids", "width and height exchanged"],
+)
+def test_what_can_be_kept_is_kept(data: Path, tmp_path: Path, breakage: Callable[[Path], Any]) -> None:
+    before = find_data(data).train
+    assert before is not None
+    breakage(data)
+    check_data(str(data), model="sotr-nano", device="cpu", fix=str(tmp_path / "fixed"), quiet=True)
+    after = find_data(tmp_path / "fixed").train
+    assert after is not None
+    np.testing.assert_array_equal(after.sizes_N2, before.sizes_N2)
+    assert len(set(after.annotation_ids.tolist())) == len(before.annotation_ids)
+    for picture in range(len(before)):
+        np.testing.assert_array_equal(after.record(picture).areas_I, before.record(picture).areas_I)
 
 
 def test_json_output_is_one_object(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,13 +11,16 @@ from PIL import Image
 
 from sotr.data.findings import Finding
 from sotr.data.images import load_image
-from sotr.data.parse import Flaw, compress
+from sotr.data.parse import Flaw, check_masks, compress, reaches_outside, read_image
 from sotr.data.stream import read_whole, show
 from sotr.errors import SOTRError
 from sotr.files import atomic_folder, link_or_copy
 
 SAME_SHAPE = 0.01
 """A picture is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
+
+ORIENTATION = 0x0112
+"""EXIF's number for how a picture is to be turned."""
 
 
 def write_repaired(out: Path, located: Mapping[str, tuple[Path, Path]], findings: Sequence[Finding]) -> Iterator[str]:
@@ -79,10 +82,14 @@ class _Repair:
             target.parent.mkdir(parents=True, exist_ok=True)
             if name in self.pictures.get("size", ()):
                 real_h, real_w = load_image(self.images_dir / name).shape[:2]
-                if (real_h, real_w) == (width, height):
+                if (real_h, real_w) == (width, height) and _is_turned(self.images_dir / name):
                     # Recorded and labelled as stored: the copy is stored upright in that sense.
                     _without_rotation(self.images_dir / name, target)
                     self._say("picture", entry, f"EXIF rotation removed, so that it is {width} x {height} as recorded")
+                elif (real_h, real_w) == (width, height) and _all_fit(raw["annotations"], image_id, real_h, real_w):
+                    link_or_copy(self.images_dir / name, target)
+                    self._say("picture", entry, f"width and height were exchanged; now {real_w} x {real_h}")
+                    height, width = real_h, real_w
                 elif abs(np.log(real_h * width / (real_w * height))) <= SAME_SHAPE:
                     link_or_copy(self.images_dir / name, target)
                     scales[image_id] = (real_w / width, real_h / height)
@@ -100,7 +107,7 @@ class _Repair:
         known = {category["id"] for category in raw["categories"]}
         annotations: list[dict[str, Any]] = []
         ids: set[int] = set()
-        numbers = [entry["id"] for entry in raw["annotations"] if _is_entry(entry, "id")]
+        numbers = [int(entry["id"]) for entry in raw["annotations"] if _is_entry(entry, "id")]
         free = max([0, *numbers]) + 1
         for entry in raw["annotations"]:
             mended = self._mend(entry, sizes, scales, known, ids, free)
@@ -118,11 +125,13 @@ class _Repair:
         name = entry["file_name"]
         if int(entry["id"]) in sizes or name in names:
             return "it is listed twice"
-        for kind in ("missing", "unreadable", "identical pictures", "entry"):
+        try:
+            read_image(entry, 0, self.json_path, self.images_dir)
+        except Flaw:
+            return "its entry is damaged"
+        for kind in ("missing", "unreadable", "identical pictures"):
             if name in self.pictures.get(kind, ()):
-                return {"identical pictures": "it is a copy of another", "entry": "its entry is damaged"}.get(
-                    kind, kind
-                )
+                return "it is a copy of another" if kind == "identical pictures" else kind
         if name in self.pictures.get("shared between splits", ()):
             return "it is a training picture, too"
         return None
@@ -137,9 +146,12 @@ class _Repair:
         free: int,
     ) -> dict[str, Any] | None:
         """The annotation, with what is wrong with it put right, or None if it is left out."""
-        if not _is_entry(entry, "id", "image_id", "category_id"):
+        if not _is_entry(entry, "image_id", "category_id"):
             self._say("annotation", entry, "left out: its entry is damaged")
             return None
+        if not _is_entry(entry, "id"):
+            self._say("annotation", entry, f"it has no number for an id; now {free}")
+            entry = {**entry, "id": free}
         entry = {**entry, **{key: int(entry[key]) for key in ("id", "image_id", "category_id")}}
         own_id = entry["id"]
         if entry["image_id"] not in sizes:
@@ -174,14 +186,14 @@ class _Repair:
                 segmentation = sound
         try:
             text = compress(segmentation, height, width, "it")
+            _, _, [broken] = check_masks(np.frombuffer(text, np.uint8), np.array([len(text)]), np.array([size]))
+            if broken:
+                raise Flaw("rle", "its run-length encoding is broken")
             rle = {"size": [height, width], "counts": text.decode("ascii")}
             left, top, box_width, box_height = (float(v) for v in coco_mask.toBbox([rle])[0])
             area = int(coco_mask.area([rle])[0])
         except (Flaw, ValueError, RuntimeError) as error:
             self._say("annotation", entry, f"left out: {error}")
-            return None
-        if own_id in self.annotations.get("rle", ()):
-            self._say("annotation", entry, "left out: its run-length encoding is broken")
             return None
         if not area:
             self._say("annotation", entry, "left out: it covers no pixel")
@@ -199,6 +211,21 @@ class _Repair:
         name = entry.get("id") if isinstance(entry, dict) else show(entry)
         file = f" {entry['file_name']}" if isinstance(entry, dict) and "file_name" in entry else ""
         self.changes.append(f"{self.json_path.name}: {what} {name}{file}: {change}")
+
+
+def _all_fit(annotations: Sequence[Any], image_id: int, height: int, width: int) -> bool:
+    """Whether the picture's masks lie within a picture of this size."""
+    for entry in annotations:
+        if not isinstance(entry, dict) or entry.get("image_id") != image_id:
+            continue
+        segmentation = entry.get("segmentation")
+        try:
+            compress(segmentation, height, width, "it")
+        except Flaw:
+            return False
+        if reaches_outside(segmentation, height, width):
+            return False
+    return True
 
 
 def _is_entry(entry: Any, *numbers: str) -> bool:
@@ -238,11 +265,17 @@ def _scaled(segmentation: Any, scale: tuple[float, float], size: tuple[int, int]
     return {"size": list(size), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
+def _is_turned(path: Path) -> bool:
+    """Whether EXIF says that width and height change places."""
+    with Image.open(path) as picture:
+        return picture.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+
+
 def _without_rotation(source: Path, target: Path) -> None:
     """The picture as stored, without the note that it is to be turned."""
     with Image.open(source) as picture:
         picture.load()
         exif = picture.getexif()
-        exif.pop(0x0112, None)
+        exif.pop(ORIENTATION, None)
         options = {"quality": 95} if picture.format == "JPEG" else {}
         picture.save(target, format=picture.format, exif=exif, **options)
