@@ -260,6 +260,21 @@ def test_bad_labels_name_file_and_line_and_leave_nothing(tmp_path: Path, line: s
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
+def test_a_picture_of_two_splits_that_are_one_folder_is_converted_once(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    write_yolo(tmp_path / "s", "0 0.1 0.1 0.5 0.5 0.1 0.9")
+    (tmp_path / "s" / "data.yaml").write_text("train: images\nval: images\ntest: images\nnames: {0: cat}\n")
+    assert convert_data(str(tmp_path / "s"), str(tmp_path / "out"), quiet=True).pictures == {"train": 1, "val": 1}
+
+
+def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    write_yolo(tmp_path / "s", "0 0.1 0.1 0.5 0.5 0.1 0.9")
+    (tmp_path / "s" / "labels" / "x.txt").write_bytes("0 0.1 ä".encode("latin-1"))
+    with pytest.raises(SOTRError, match=r"x\.txt: is no text in UTF-8; save it as such"):
+        convert_data(str(tmp_path / "s"), str(tmp_path / "out"))
+
+
 def test_unknown_and_ambiguous_folders(tmp_path: Path) -> None:
     with pytest.raises(SOTRError, match=r"in none of the known formats \(yolo, voc, labelme, masks\)"):
         convert_data(str(tmp_path), str(tmp_path / "out"))

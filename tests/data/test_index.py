@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from sotr.data import index, stream
 from sotr.data.cache import KEPT, cache_folder, load_arrays, save_arrays
@@ -118,6 +119,17 @@ def test_a_folder_that_cannot_be_written_is_no_matter(
     monkeypatch.setenv("SOTR_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(index, "CACHED_FROM", 1)
     assert len(load_coco(coco_folder / "train.json", coco_folder / "images")) == 8
+
+
+@pytest.mark.parametrize("error", [SafetensorError("I/O error: No space left on device"), OSError("no space")])
+def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("SOTR_CACHE", str(tmp_path))
+    monkeypatch.setattr("sotr.data.cache.save_file", full)
+    save_arrays("kind", "key", {"a": np.zeros(3)}, {})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_cache_keeps_the_newest_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

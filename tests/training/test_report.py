@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sotr.training.report import draw_curves, model_card
+from sotr.training.report import draw_curves, model_card, read_log
 
 
 @pytest.fixture
@@ -55,3 +55,14 @@ def test_a_card_without_validation_says_so() -> None:
     card = model_card(run, None, 3723.4, 1)
     assert "there were no validation pictures" in card
     assert "1:02:03 (h:mm:ss)" in card
+
+
+@pytest.mark.parametrize("cut", [1, 3, 9])
+def test_a_row_that_was_begun_is_left_out(tmp_path: Path, cut: int) -> None:
+    file = tmp_path / "version_0" / "metrics.csv"
+    file.parent.mkdir()
+    text = "epoch,loss,step\n1,0.5,4\n1,0.25,123\n"
+    file.write_text(text[:-cut])
+    assert read_log(tmp_path) == [{"epoch": 1.0, "loss": 0.5, "step": 4.0}]
+    file.write_text(text)
+    assert len(read_log(tmp_path)) == 2

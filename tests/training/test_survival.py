@@ -1,5 +1,6 @@
 """Runs that are killed, and steps that fail."""
 
+import errno
 import os
 import random
 import signal
@@ -11,11 +12,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
+from safetensors import SafetensorError
 
 from sotr.errors import SOTRError
 from sotr.training import ReplayedStep, callbacks, train
 from sotr.training.checkpoints import newest_checkpoint
+from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
+from sotr.training.work import TrainingInterrupted
 from tests.training.conftest import CONFIG, PROCESSES, RECIPE
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
@@ -52,21 +57,22 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     _run(settings, whole)
     duration = time.monotonic() - started
     moments = random.Random(7)
-    step, killed = 0, 0
+    step, killed, ended = 0, 0, 0
     while killed < kills:
         process = PROCESSES.Process(target=_run, args=(settings, parts))
         process.start()
         process.join(moments.uniform(0.2, 0.9) * duration)
         if process.exitcode is not None:  # it came to its end first
             assert process.exitcode == 0
-            break
+            ended, step = ended + 1, 0
+            parts = tmp_path / f"parts-{ended}"
+            continue
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         killed += 1
         if (newest := newest_checkpoint(parts, print)) is not None:
             assert newest[1]["global_step"] >= step
             step = newest[1]["global_step"]
-    assert killed > 0
     _run(settings, parts)
     expected, found = newest_checkpoint(whole, print), newest_checkpoint(parts, print)
     assert expected is not None
@@ -177,3 +183,79 @@ def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     assert "a process that loads pictures died" in message
     assert f"it last opened {Path(settings['data']) / 'images' / 'train_5.png'};" in message
     assert "\n" not in message
+
+
+def _no_room(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_names_the_checkpoint_that_is_left_whatever_else_fails(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sotr.training.checkpoints.torch.save", _no_room)
+    monkeypatch.setattr(CSVLogger, "finalize", _no_room)
+    with pytest.raises(
+        SOTRError, match=r"cannot write .*last\.ckpt \(No space left on device\); .* --resume"
+    ) as caught:
+        train(**settings, out=str(tmp_path / "run"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_that_cannot_be_kept_is_still_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    _blow_up(monkeypatch, step=1)
+    monkeypatch.setattr("sotr.training.replay.save_file", full)
+    with pytest.raises(SOTRError, match=r"the loss became nan in step 2 with train_.* could not be kept in .*No space"):
+        train(**settings, out=str(tmp_path / "run"))
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient that is infinite, though the loss is not."""
+    original = SOTRModule.on_before_optimizer_step
+
+    def before(module: SOTRModule, optimizer: torch.optim.Optimizer) -> None:
+        original(module, optimizer)
+        if module.global_step == 3:  # the last of the second epoch, which ends with a checkpoint
+            module.network.kernel_head.get_parameter(_a_weight(module)).grad.fill_(torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SOTRModule, "on_before_optimizer_step", before)
+        with pytest.raises(SOTRError, match=r"weights are infinite or not a number after step 4, .* is intact"):
+            train(**settings, out=str(tmp_path / "run"))
+    newest = newest_checkpoint(tmp_path / "run", print)
+    assert newest is not None
+    assert newest[1]["global_step"] == 2
+    assert all(value.isfinite().all() for value in newest[1]["state_dict"].values())
+    train(**settings, out=str(tmp_path / "run"), resume=True)
+
+
+def test_a_signal_before_the_first_step_leads_to_a_new_start(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(keeper: callbacks.RunKeeper, *_: Any) -> None:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunKeeper, "on_train_start", stop)
+        with pytest.raises(TrainingInterrupted, match=r"interrupted before step 1; to begin again: sotr train .*/run"):
+            train(**settings, out=str(tmp_path / "run"))
+    assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
+
+
+def test_a_loader_process_that_dies_during_the_report_is_one_line(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sotr.training.work.write_report", die)
+        with pytest.raises(SOTRError, match=r"worker \(pid 7\) is killed by signal: Killed\); .*/run --finish"):
+            train(**settings | {"epochs": 1}, out=str(tmp_path / "run"))
+    assert train(out=str(tmp_path / "run"), finish=True, device="cpu", workers=0, quiet=True).model.is_dir()

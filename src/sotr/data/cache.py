@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sotr.files import atomic_write
@@ -71,7 +72,7 @@ def save_arrays(kind: str, key: str, arrays: Mapping[str, NDArray[Any]], texts: 
         others = sorted(path.parent.glob("*.safetensors"), key=lambda other: other.stat().st_mtime)
         for old in others[:-KEPT]:
             old.unlink(missing_ok=True)
-    except OSError:
+    except (OSError, SafetensorError):  # the latter hides a full disk
         return
 
 

@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from sotr.data.batches import Batch
 from sotr.data.sampling import EpochSampler
+from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics
 from sotr.evaluation.tables import number
 from sotr.training.averaging import AveragedWeights
@@ -121,10 +123,24 @@ class RunKeeper(Callback):
         return self.seconds
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        self._refuse_broken_weights(trainer)
         trainer.save_checkpoint(self.last_path)
         for logger in trainer.loggers:
             logger.save()
         self._saved_at = time.monotonic()
+
+    def _refuse_broken_weights(self, trainer: pl.Trainer) -> None:
+        """A gradient may be infinite though its loss is not, and no later step mends the weights.
+
+        Raises:
+            SOTRError: a weight is not finite; no checkpoint is touched.
+        """
+        largest = get_total_norm(trainer.lightning_module.parameters(), torch.inf)
+        if trainer.strategy.reduce_boolean_decision(not bool(largest.isfinite()), all=False):
+            raise SOTRError(
+                f"weights are infinite or not a number after step {trainer.global_step}, though no loss was; the "
+                "checkpoint before is intact: lower the learning rate, or train in 32-true, from --resume or anew"
+            )
 
     # The course of the training.
 

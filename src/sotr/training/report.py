@@ -36,8 +36,9 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     parts = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for part in parts:
-        with part.open(newline="", encoding="utf-8") as file:
-            new = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        text = part.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a process that was killed may have begun another
+        new = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
         # A validation that was interrupted is made up for at the step of a loss that stays.
         first_loss = min((row["step"] for row in new if "loss" in row), default=math.inf)
         first = min((row["step"] for row in new), default=math.inf)

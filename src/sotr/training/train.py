@@ -173,7 +173,19 @@ def train(
             if used.first_of_node:  # the others of a machine would open the same files
                 verify(splits, work.config, console)
             return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SOTRError(
+            f"a process that loads validation pictures died ({str(error).split('. ')[0]}); look at the machine's free "
+            f"memory, use fewer --workers, then: sotr train --out {folder} --finish"
+        ) from error
     except OSError as error:
+        before = error.__context__
+        while before is not None:
+            if isinstance(before, SOTRError):  # after which the loggers failed, too
+                raise before from None
+            before = before.__context__
         raise SOTRError(
             f"the run in {folder} cannot go on: {error}; make room or mend the permissions, or name another folder "
             "with --out"

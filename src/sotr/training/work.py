@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import distributed as dist
 
 from sotr.config import SOTRConfig
@@ -30,7 +31,13 @@ from sotr.network import SOTR
 from sotr.training import settings
 from sotr.training.averaging import AveragedWeights
 from sotr.training.callbacks import RunKeeper
-from sotr.training.checkpoints import CheckpointFiles, load_checkpoint, newest_checkpoint, remove_leftovers
+from sotr.training.checkpoints import (
+    CheckpointFiles,
+    has_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+)
 from sotr.training.devices import Devices, share_statistics, whole_weights
 from sotr.training.display import Display, Interrupts, Stop, quiet_lightning
 from sotr.training.html_report import write_report
@@ -187,19 +194,25 @@ class Work:
 
     def _failed(self, module: SOTRModule, failure: LossNotFinite) -> SOTRError:
         folder = self.folder / (FAILED_STEP if module.global_rank == 0 else f"{FAILED_STEP}-{module.global_rank}")
-        keep_step(folder, module, failure, self.run["precision"])
+        where = "to see where it begins: " + shlex.join(["sotr", "train", "--replay", str(folder)])
+        try:
+            keep_step(folder, module, failure, self.run["precision"])
+        except (OSError, SafetensorError) as error:  # the latter hides a full disk
+            where = f"the step could not be kept in {folder} ({error})"
         return SOTRError(
             f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; check these "
-            "pictures and their annotations, or lower the learning rate; to see where it begins: "
-            + shlex.join(["sotr", "train", "--replay", str(folder)])
+            f"pictures and their annotations, or lower the learning rate; {where}"
         )
 
     def _interrupted(self, step: int, total: int, interrupts: Interrupts) -> TrainingInterrupted:
+        exit_code = 0 if interrupts.terminated else 130
+        if not has_checkpoint(self.folder):
+            return TrainingInterrupted(f"interrupted before step 1; to begin again: {self.run['command']}", exit_code)
         again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
         finish = again.removesuffix("--resume") + "--finish"
         return TrainingInterrupted(
             f"interrupted after step {step} of {total}; to continue: {again}; for a model of what there is: {finish}",
-            exit_code=0 if interrupts.terminated else 130,
+            exit_code,
         )
 
     def _say(self, module: SOTRModule, per_epoch: int, first_step: int) -> None:

@@ -55,6 +55,18 @@ def pictures_in(folder: Path) -> list[Path]:
     )
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        SOTRError: it is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise SOTRError(f"{path}: is no text in UTF-8; save it as such") from None
+
+
 def load_labels(path: Path) -> NDArray[np.int64]:
     """A picture whose pixels are numbers, height x width: grey of any depth, the index of a palette, or a colour as
     65536 R + 256 G + B.

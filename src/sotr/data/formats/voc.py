@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.data.formats.common import LabelledObject, LabelledPicture, load_labels, picture_of, rle_of
+from sotr.data.formats.common import LabelledObject, LabelledPicture, lines_of, load_labels, picture_of, rle_of
 from sotr.data.images import picture_size
 from sotr.errors import SOTRError
 
@@ -69,7 +69,7 @@ def _listed(image_sets: Path, split: str) -> list[str]:
     for kind in ("Segmentation", "Main"):
         path = image_sets / kind / f"{split}.txt"
         if path.is_file():
-            return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [line.split()[0] for line in lines_of(path) if line.strip()]
     return []
 
 

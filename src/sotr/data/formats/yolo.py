@@ -10,7 +10,14 @@ from typing import Any
 
 import yaml
 
-from sotr.data.formats.common import SPLITS, LabelledObject, LabelledPicture, pictures_in, polygon_of
+from sotr.data.formats.common import (
+    SPLITS,
+    LabelledObject,
+    LabelledPicture,
+    lines_of,
+    pictures_in,
+    polygon_of,
+)
 from sotr.data.images import picture_size
 from sotr.errors import SOTRError
 
@@ -37,16 +44,17 @@ def read(folder: Path) -> Iterator[LabelledPicture]:
     names = _class_names(settings, file)
     root = folder / settings["path"] if isinstance(settings.get("path"), str) else folder
     root = root if root.is_dir() else folder  # "path" is often of another computer
-    found = False
+    seen: set[tuple[str, Path]] = set()
     for key in ("train", "val", "valid", "test"):
         places = settings.get(key)
         for place in places if isinstance(places, list) else [places]:
             if not isinstance(place, str):
                 continue
             for path in _pictures(root, place, file, key):
-                found = True
-                yield _picture(path, SPLITS[key], names)
-    if not found:
+                if (own := (SPLITS[key], path.resolve())) not in seen:  # val and test are often one folder
+                    seen.add(own)
+                    yield _picture(path, SPLITS[key], names)
+    if not seen:
         raise SOTRError(f'{file}: names no pictures; give the folders of "train" and "val"')
 
 
@@ -84,8 +92,7 @@ def _pictures(root: Path, place: str, file: Path, key: str) -> list[Path]:
         if candidate.is_dir():
             return pictures_in(candidate)
         if candidate.is_file() and candidate.suffix == ".txt":
-            lines = candidate.read_text(encoding="utf-8").split("\n")
-            return [root / line.strip() for line in lines if line.strip()]
+            return [root / line.strip() for line in lines_of(candidate) if line.strip()]
     if key == "train":
         raise SOTRError(f"{file}: {root / place} is not there; correct the folder of {key!r}")
     return []  # many files name a test split that was never exported
@@ -95,7 +102,7 @@ def _picture(path: Path, split: str, names: dict[int, str]) -> LabelledPicture:
     height, width = picture_size(path)
     label_file = _label_file(path)
     objects, skipped = [], []
-    lines = label_file.read_text(encoding="utf-8").splitlines() if label_file.is_file() else []
+    lines = lines_of(label_file) if label_file.is_file() else []
     for number, line in enumerate(lines, 1):
         where = f"{label_file} line {number}"
         words = line.split()
