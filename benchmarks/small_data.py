@@ -1,5 +1,5 @@
-"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (also with
-the low rates of the recipe `finetune`) and from random weights.
+"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (also gently:
+with a fifth of the rate, and a tenth of that for the backbone) and from random weights.
 
     python benchmarks/small_data.py FOLDER --as balloon --from imagenet nuclei random --out small
     python benchmarks/small_data.py FOLDER --as carparts --from imagenet --points 0 1024 --max-time 29m --out points
