@@ -1,4 +1,4 @@
-"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (also gently:
+"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (and gently:
 with a fifth of the rate, and a tenth of that for the backbone) and from random weights.
 
     python benchmarks/small_data.py FOLDER --as balloon --from imagenet nuclei random --out small
