@@ -89,9 +89,12 @@ def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
         {"max_candidates": 40, "max_nms": 20, "nms": "linear", "max_objects": 5},
         {"nms": "mask", "upsample": "probabilities", "min_area_strides": 2.0, "points_nms": False},
         {"cell_threshold": 1.0},
+        {"cell_threshold": 0.7},
     ],
 )
-def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings):
+@pytest.mark.parametrize("counting", [True, False])
+def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings, counting):
+    monkeypatch.setattr(DECODE, "counts_at_once", lambda device: counting)
     options = DecodeOptions(**({"mask_threshold": 0.6} | settings))
     dense = predictions(kernel_size)
     if channels_last:

@@ -100,14 +100,27 @@ def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
     return torch.cat(levels, 1)
 
 
+def counts_at_once(device: torch.device) -> bool:
+    """Whether candidates are counted before their masks are made, which saves masks where waiting for a number is free.
+
+    Elsewhere those that fail take part with a score of 0, which suppresses nothing and is dropped at the end.
+    """
+    return device.type == "cpu"
+
+
 def _select(
     scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, strides_K: Tensor, options: DecodeOptions
 ) -> _Objects:
     num_classes = scores_KM.shape[1]
-    # Top-k has a fixed size; only then are the survivors of the threshold, which come first, counted.
+    # Top-k has a fixed size; those that pass the threshold come first.
     scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
-    candidates = int((scores_I > options.cell_threshold).sum())
-    scores_I, index_I = scores_I[:candidates], index_I[:candidates]
+    passing_I = scores_I > options.cell_threshold
+    if counts_at_once(scores_I.device):
+        count = int(passing_I.sum())
+        scores_I, index_I = scores_I[:count], index_I[:count]
+    else:
+        scores_I = torch.where(passing_I, scores_I, scores_I.new_zeros(()))
+    candidates = len(scores_I)
     cells_I, labels_I = index_I // num_classes, index_I % num_classes
     if not candidates:
         return _Objects(scores_I, labels_I, kernels_KD[cells_I])
