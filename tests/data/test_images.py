@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from sotr.data.images import list_images, load_image
 from sotr.errors import SOTRError
@@ -173,8 +173,28 @@ def bomb(side: int) -> bytes:
 @pytest.mark.filterwarnings("error")
 def test_postscript_is_not_run() -> None:
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    with pytest.raises(SOTRError, match="is PostScript, which is run rather than read; save it again as PNG"):
+    with pytest.raises(SOTRError, match="its format is none that is known here; save it again as PNG"):
         load_image(program)
+    with pytest.raises(SOTRError, match="is PostScript, which is run rather than read; save it again as PNG"):
+        load_image(Image.open(io.BytesIO(program)))
+
+
+def test_formats_that_hold_other_pictures_do_not_smuggle_them_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An icon unpacks its PNG while it is opened, an IPTC record hands its content to any format."""
+
+    def unpack(*_: object) -> None:
+        pytest.fail("a picture was unpacked")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", unpack)
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", unpack)
+    content = bomb(40_000)
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 24, len(content), 22) + content
+    field = lambda record, number, data: struct.pack(">BBBH", 0x1C, record, number, len(data)) + data  # noqa: E731
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    iptc = field(3, 20, b"\0\x09") + field(3, 30, b"\0\x09") + field(3, 60, b"\x01\0") + field(3, 120, b"\x05")
+    for smuggler in (icon, iptc + field(8, 10, program)):
+        with pytest.raises(SOTRError, match="is not a picture that can be read; its format is none"):
+            load_image(smuggler)
 
 
 def test_the_pixel_limit_is_ours_and_adjustable() -> None:

@@ -23,6 +23,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 """File name endings, in lower case, that are taken for pictures when a folder or a glob is searched."""
 
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
+"""Pillow's names of the formats that are read. Others unpack pictures while they are opened (ICO, ICNS), hand what they
+hold to any format (IPTC), or run it (EPS)."""
+
 _CAMERA_DEPTHS = (8, 12, 16)
 _ORIENTATION = 0x0112  # the EXIF tag
 _PILLOW_LIMIT = threading.Lock()
@@ -69,7 +73,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     name = "<bytes>" if isinstance(source, bytes) else str(source)
     try:
         with _without_pillow_limit():
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError:
         raise SOTRError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -94,7 +98,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     try:
         with _without_pillow_limit():
-            picture = Image.open(path)
+            picture = Image.open(path, formats=FORMATS)
         with picture:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
@@ -157,7 +161,7 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise PictureTooLargeError(
             f"{name}: {width} x {height} is {width * height / 1e6:.0f} megapixels, over the limit of "
-            f"{max_pixels / 1e6:.0f}; cut or shrink it, or raise max_pixels"
+            f"{max_pixels / 1e6:.0f}; cut or shrink it, predict in pieces with --tile, or raise max_pixels"
         )
 
 

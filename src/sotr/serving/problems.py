@@ -36,7 +36,7 @@ class RequestError(Exception):
         reason = str(error).removeprefix("<bytes>: ")
         if isinstance(error, PictureTooLargeError):
             # The limit is not the client's to raise.
-            reason = reason.removesuffix(", or raise max_pixels")
+            reason = reason.removesuffix(", predict in pieces with --tile, or raise max_pixels")
             return cls(413, "picture_too_large", f"the picture is too large: {reason}")
         return cls(422, "unreadable_picture", f"what was sent {reason}")
 
