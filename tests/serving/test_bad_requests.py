@@ -42,7 +42,7 @@ BAD_BODIES = {
     "bomb": (bomb(40_000), 413, "picture_too_large", "1600 megapixels, over the limit of 25; cut or shrink it"),
     "bomb inside the limit": (bomb(4_000), 422, "unreadable_picture", "damaged"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", 422,
-                   "unreadable_picture", "PostScript"),
+                   "unreadable_picture", "its format is none that is known here"),
 }  # fmt: skip
 
 

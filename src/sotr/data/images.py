@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """File name endings, in lower case, that are taken for pictures when a folder or a glob is searched."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """Pillow's names of the formats that are read. Others unpack pictures while they are opened (ICO, ICNS), hand what they
 hold to any format (IPTC), or run it (EPS)."""
 
@@ -73,7 +74,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     name = "<bytes>" if isinstance(source, bytes) else str(source)
     try:
         with _without_pillow_limit():
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
     except FileNotFoundError:
         raise SOTRError(f"{name}: no such file") from None
     except IsADirectoryError:
@@ -98,7 +99,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     """
     try:
         with _without_pillow_limit():
-            picture = Image.open(path, formats=FORMATS)
+            picture = Image.open(path, formats=_formats())
         with picture:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
             return (picture.width, picture.height) if turned else (picture.height, picture.width)
@@ -143,6 +144,12 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
 
 def _looks_like_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # some are left out when Pillow is built
 
 
 @contextmanager
