@@ -61,6 +61,8 @@ def main(
         gpus_per_worker: GPUs of each; 0 for the CPU.
         batch_size: files that a worker takes at a time.
     """
+    # Ray's workers have folders of their own to start from.
+    model = str(Path(model).resolve()) if Path(model).exists() else model
     files = ray.data.read_binary_files(
         pictures, include_paths=True, file_extensions=[suffix[1:] for suffix in sorted(IMAGE_SUFFIXES)]
     )
@@ -71,7 +73,6 @@ def main(
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_gpus=gpus_per_worker or None,
     )
-    # Ray's workers have folders of their own to start from.
     results.write_json(out if "://" in out else str(Path(out).resolve()))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Files and folders that are either whole or not there, and belong to one process at a time."""
 
 import os
 import shutil
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from sotr.errors import SOTRError
+
+LOCK = ".lock"
+"""File that the process which works in a folder holds; the system lets go of it when that dies."""
 
 
 def read_settings(path: Path, known: Sequence[str]) -> dict[Any, Any]:
@@ -105,3 +108,29 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """In the block the folder is there, and this process's alone. If it was not there and stays empty, it goes again.
+
+    Raises:
+        SOTRError: another process works in it, or it cannot be made or written.
+    """
+    from filelock import FileLock, Timeout  # only where something is claimed
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise SOTRError(f"another process works in {folder}; wait for it, or name another folder with --out") from None
+    except OSError as error:
+        raise SOTRError(f"{folder} cannot be written: {error}; name another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()  # only if it is empty

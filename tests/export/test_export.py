@@ -67,6 +67,21 @@ def test_a_batch_of_all_shapes_equals_pytorch(exported: ExportedSegmenter, nucle
     assert exported.predict([]) == []
 
 
+def test_a_full_disk_while_openvino_writes_is_one_line(
+    exported: ExportedSegmenter, onnx_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Exception from src/core/src/pass/serialize.cpp:1:\nNo space left on device")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(SOTRError, match=r"OpenVINO cannot write .*x\.xml: Exception from .*serialize") as caught:
+        write_openvino(tmp_path / "x.xml", onnx_path.read_bytes(), exported.description)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_openvino_equals_pytorch(onnx_path: Path, nuclei: Segmenter, tmp_path: Path) -> None:
     exported = sotr.load(onnx_path)
     assert isinstance(exported, ExportedSegmenter)
@@ -279,7 +294,7 @@ def test_files_that_are_no_exported_model(tmp_path: Path, monkeypatch: pytest.Mo
             sotr.load(tmp_path / name)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(SOTRError, match="ONNX models do not run on 'toaster'; use auto, cpu or cuda"):
+    with pytest.raises(SOTRError, match="ONNX models do not run on 'toaster'; use auto, cpu, cuda or cuda:1"):
         sotr.load(tmp_path / "other.onnx", "toaster")
     for package, name, extra in (("onnxruntime", "other.onnx", "onnx"), ("openvino", "text.xml", "openvino")):
         monkeypatch.setitem(sys.modules, package, None)

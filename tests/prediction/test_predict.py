@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -310,3 +311,14 @@ def test_names_never_collide_nor_hit_an_input(parts: list[tuple[list[str], str, 
         assert len({name.casefold() for name in names}) == len(paths)
         assert not {out / f"{name}.overlay.png" for name in names} & set(paths)
         assert not any("/" in name for name in names)
+
+
+def test_very_large_pictures_get_no_masks_and_that_is_said(
+    tmp_path: Path, segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("large.png", (80, 64)), ("small.png", (64, 48))):
+        save_picture(tmp_path / "in" / name, size=size)
+    monkeypatch.setattr(sys.modules["sotr.prediction.predict"], "MAX_PIXELS", 64 * 48)
+    predict([tmp_path / "in"], segmenter, tmp_path / "out", score=SCORE, masks=True)
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["small"]
+    assert "no masks of 1 picture of more than" in capsys.readouterr().out

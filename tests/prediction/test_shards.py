@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from sotr.errors import SOTRError
+from sotr.files import claimed
 from sotr.prediction import predict
-from sotr.prediction.shards import Shard, choose_shard
+from sotr.prediction.shards import Shard, choose_shard, device_of_rank
 from tests.prediction.blobs import Blobs, files_of_at_most
 
 
@@ -215,3 +216,32 @@ def test_a_list_is_taken_without_shards_too(folder: Path, tmp_path: Path) -> Non
     listed.write_text("\n")
     with pytest.raises(SOTRError, match=r"list\.txt: the list is empty; write one path a line"):
         predict([listed], Blobs(), tmp_path / "out", quiet=True)
+
+
+def test_failures_of_an_earlier_process_are_told_again(folder: Path, tmp_path: Path) -> None:
+    (folder / "03.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    first = predict([folder], Blobs(), out, score=0.0, shards=1, chunk_size=8, quiet=True)
+    assert [Path(name).name for name, _ in first.failures] == ["03.png"]
+    last = out / "shards" / "00000-of-00001" / "000000.jsonl"
+    last.rename(f"{last}.partial")
+    assert predict([folder], Blobs(), out, score=0.0, shards=1, chunk_size=8, quiet=True).failures == first.failures
+    assert predict([folder], Blobs(), out, score=0.0, shards=1, chunk_size=8, quiet=True).failures == first.failures
+
+
+def test_a_shard_is_one_process_at_a_time(folder: Path, tmp_path: Path) -> None:
+    with claimed(tmp_path / "out" / "shards" / "00000-of-00001"):
+        with pytest.raises(SOTRError, match=r"another process works in .*00000-of-00001"):
+            predict([folder], Blobs(), tmp_path / "out", shards=1, quiet=True)
+        predict([folder], Blobs(), tmp_path / "out2", shards=1, quiet=True)
+
+
+def test_exported_models_take_the_gpu_of_their_rank_without_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    assert device_of_rank("auto", "a.onnx") == "auto"
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert device_of_rank("auto", "a.onnx") == "auto:3"
+    assert device_of_rank("cpu", "a.onnx") == "cpu"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert device_of_rank("auto", Path("b/A.XML")) == "auto:3"

@@ -57,7 +57,8 @@ class ExportedSegmenter(Predictor[Prepared]):
         """Open an exported file.
 
         Args:
-            device: "cpu", "cuda", or "auto" for the best that the installed runtime has.
+            device: "cpu", "cuda", "cuda:1", or "auto" for the best that the installed runtime has, "auto:1" for that of
+                the second GPU.
 
         Raises:
             SOTRError: the file is absent, damaged, another program's, or without decoding; or the runtime is missing.
@@ -160,14 +161,17 @@ def _open_onnx(path: Path, device: str) -> tuple[Graph, str | None, str]:
     except ModuleNotFoundError as error:
         raise SOTRError(f"{path} needs ONNX Runtime; install it with: pip install 'sotr[onnx]'") from error
     available = onnxruntime.get_available_providers()
-    if device not in ("cpu", "cuda", "auto"):
-        raise SOTRError(f"ONNX models do not run on {device!r}; use auto, cpu or cuda")
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda", "auto") or not (number or "0").isdecimal():
+        raise SOTRError(f"ONNX models do not run on {device!r}; use auto, cpu, cuda or cuda:1")
+    if kind == "cuda" and "CUDAExecutionProvider" not in available:
         raise SOTRError("this ONNX Runtime has no CUDA; install onnxruntime-gpu in its place, or use cpu")
-    cuda = device != "cpu" and "CUDAExecutionProvider" in available
+    cuda = kind != "cpu" and "CUDAExecutionProvider" in available
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors, which are raised, too; warnings concern the exporter
-    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
+    if cuda:
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": int(number or "0")}))
     try:
         session = onnxruntime.InferenceSession(path, settings, providers)
     except Exception as error:  # ONNX Runtime's own errors have no common base below it
@@ -182,7 +186,7 @@ def _open_openvino(path: Path, device: str) -> tuple[Graph, str | None, str]:
         import openvino
     except ModuleNotFoundError as error:
         raise SOTRError(f"{path} needs OpenVINO; install it with: pip install 'sotr[openvino]'") from error
-    if device not in ("cpu", "auto"):
+    if device.partition(":")[0] not in ("cpu", "auto"):
         raise SOTRError(f"OpenVINO models run on cpu here, not on {device!r}")
     try:
         model = openvino.Core().read_model(path)

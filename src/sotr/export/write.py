@@ -88,11 +88,11 @@ def export(
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     with console.status("exporting"):
         content = trace(segmenter.network, None if raw else limited, description)
-        if calibration:
-            from sotr.export.int8 import quantized  # what it needs takes its time to import
-
-            content = quantized(content, calibration)
         try:
+            if calibration:
+                from sotr.export.int8 import quantized  # what it needs takes its time to import
+
+                content = quantized(content, calibration)
             if format == "onnx":
                 with atomic_write(path) as file:
                     file.write(content)
@@ -131,8 +131,14 @@ def write_openvino(path: Path, onnx_file: bytes, description: ExportDescription)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         onnx_path, written = Path(folder) / "model.onnx", Path(folder) / path.name
         onnx_path.write_bytes(onnx_file)
-        model = openvino.convert_model(onnx_path)
-        model.set_rt_info(description.to_json(), METADATA_KEY)
-        openvino.save_model(model, written, compress_to_fp16=False)
+        try:
+            model = openvino.convert_model(onnx_path)
+            model.set_rt_info(description.to_json(), METADATA_KEY)
+            openvino.save_model(model, written, compress_to_fp16=False)
+        except OSError:
+            raise
+        except Exception as error:  # RuntimeError and kinds of OpenVINO's own, a full disk among their reasons
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise SOTRError(f"OpenVINO cannot write {path}: {reason}") from error
         for suffix in (".bin", ".xml"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))

@@ -1,5 +1,6 @@
 """The `predict` command: pictures, folders, globs and videos in; overlays, COCO JSON and tables out."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def predict(
             raise SOTRError("masks and csv are of pictures; those of a video are in its .frames.jsonl")
     paths, left_out = _chosen(inputs, out) if share is None and inputs.pictures else ([], 0)
     if isinstance(model, (str, Path)):
-        model = load(model, device if share is None else device_of_rank(device))
+        model = load(model, device if share is None else device_of_rank(device, model))
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
@@ -182,7 +183,7 @@ def _predict_pictures(
     names = output_names(paths, file_names, out)
     report = Report(one_class=len(model.class_names) == 1)
     failures: list[tuple[str, str]] = []
-    undrawn = 0
+    undrawn = large = 0
     info = {
         "description": "objects found by SOTR",
         "model": model.name,
@@ -202,7 +203,10 @@ def _predict_pictures(
                 failures.append((printable(str(picture.path)), printable(picture.error)))
                 continue
             undrawn += picture.image is None
-            writer.do(partial(_write, files, report, picture, file_name, out, name, masks))
+            # A mask is a picture of the same size, and there may be thousands.
+            whole = math.prod(picture.instances.image_size) <= MAX_PIXELS
+            large += not whole
+            writer.do(partial(_write, files, report, picture, file_name, out, name, masks and whole))
 
     if report.pictures:
         console.print(report.table())
@@ -215,6 +219,8 @@ def _predict_pictures(
     )
     if overlays and undrawn:
         console.print(f"no overlay of {counted(undrawn, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
+    if masks and large:
+        console.print(f"no masks of {counted(large, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
     print_failures(failures)
     return PredictionSummary(report.pictures, report.objects, failures, out)
 

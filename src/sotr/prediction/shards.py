@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from sotr.errors import SOTRError
-from sotr.files import atomic_write
+from sotr.files import atomic_write, claimed
+from sotr.loading import EXPORTED_SUFFIXES
 from sotr.prediction.inputs import Inputs
 from sotr.prediction.output import categories, printable
 from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_files, write_behind
@@ -85,11 +86,13 @@ def choose_shard(
     return Shard(index, count, chunk_size)
 
 
-def device_of_rank(device: str) -> str:
+def device_of_rank(device: str, model: str | Path) -> str:
     """With "auto", the GPU that is this process's among those of its machine."""
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     if device != "auto" or local is None:
         return device
+    if Path(model).suffix.lower() in EXPORTED_SUFFIXES:  # which run without PyTorch
+        return f"auto:{int(local)}"
     import torch
 
     return f"cuda:{int(local) % torch.cuda.device_count()}" if torch.cuda.is_available() else device
@@ -112,10 +115,9 @@ def predict_shard(
     total = _open_run(segmentation, inputs, shard, out)
     own = len(range(shard.index, total, shard.count))
     folder = out / SHARDS_FOLDER / str(shard)
-    folder.mkdir(parents=True, exist_ok=True)
     started, waits, done = time.perf_counter(), Waits(), _Done()
     names = islice(inputs.names(), shard.index, None, shard.count)
-    with progress(own, not quiet) as advance, write_behind(waits) as writer:
+    with claimed(folder), progress(own, not quiet) as advance, write_behind(waits) as writer:
         number = 0
         while chunk := list(islice(names, shard.chunk_size)):
             path = folder / f"{number:06d}.jsonl"
@@ -123,6 +125,7 @@ def predict_shard(
             complete = path.exists()
             earlier = len(chunk) if complete else _keep_whole_lines(path, chunk)
             done.earlier += earlier
+            done.failures += _failures_in(path if complete else _partial(path))
             advance(earlier)
             if not complete:
                 with _partial(path).open("ab") as file:
@@ -200,6 +203,15 @@ def _keep_whole_lines(path: Path, chunk: list[str]) -> int:
     except FileNotFoundError:
         return 0
     return lines
+
+
+def _failures_in(path: Path) -> list[tuple[str, str]]:
+    """(file, reason) of each picture that an earlier process could not read, by what it wrote."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        lines = [json.loads(line) for line in file if b'"error":' in line]
+    return [(line["file_name"], line["error"]) for line in lines if "error" in line]
 
 
 def _is_line_of(line: bytes, name: str) -> bool:

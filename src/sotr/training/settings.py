@@ -17,12 +17,11 @@ from sotr.config import PRESETS, SOTRConfig
 from sotr.data.advice import fitting_batch_size, mirroring, suggest
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
-from sotr.files import atomic_write
+from sotr.files import LOCK, atomic_write
 from sotr.model import load
 from sotr.model_files import read_architecture
 from sotr.training.backbone_weights import backbone_weights
 from sotr.training.checkpoints import has_checkpoint
-from sotr.training.claim import LOCK
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES, Recipe
 

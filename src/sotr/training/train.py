@@ -10,9 +10,9 @@ from sotr.data.advice import mirroring
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
+from sotr.files import claimed
 from sotr.model import choose_device
 from sotr.training import settings
-from sotr.training.claim import claimed
 from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
 from sotr.training.replay import ReplayedStep
