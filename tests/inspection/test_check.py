@@ -268,9 +268,7 @@ def test_what_can_be_kept_is_kept(data: Path, tmp_path: Path, breakage: Callable
         np.testing.assert_array_equal(after.record(picture).areas_I, before.record(picture).areas_I)
 
 
-def test_exchanged_sizes_cost_no_mask_that_fits(
-    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_exchanged_sizes_cost_no_mask_that_fits(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever the findings say of masks, which were held against the wrong size; and one broken mask is one mask."""
     exchanged(data)
     wide, broken = [square(60, 5, 15)], [[1, 2, 3, 4]]  # the first leaves a picture of the recorded 64 x 80

@@ -1,11 +1,11 @@
 """Runs that are killed, and steps that fail."""
 
-import errno
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
-from safetensors import SafetensorError
 
 from sotr.errors import SOTRError
 from sotr.training import ReplayedStep, callbacks, train
@@ -21,6 +20,7 @@ from sotr.training.checkpoints import newest_checkpoint
 from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
 from sotr.training.work import TrainingInterrupted
+from tests.conftest import full_disk
 from tests.training.conftest import CONFIG, PROCESSES, RECIPE
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
@@ -185,32 +185,40 @@ def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     assert "\n" not in message
 
 
-def _no_room(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_names_the_checkpoint_that_is_left_whatever_else_fails(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("checkpoint", r"cannot write .*last\.ckpt \(File too large\); .* is intact: make room, then .* --resume$"),
+        ("step", r"the loss became nan in step 4 with train_.*; the step could not be kept in .* \(.*File too large"),
+        ("log", r"the run in .* cannot go on: .*File too large.*, then continue with --resume$"),
+    ],
+)
+def test_on_a_full_disk_the_first_failure_is_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, message: str
 ) -> None:
-    monkeypatch.setattr("sotr.training.checkpoints.torch.save", _no_room)
-    monkeypatch.setattr(CSVLogger, "finalize", _no_room)
-    with pytest.raises(
-        SOTRError, match=r"cannot write .*last\.ckpt \(No space left on device\); .* --resume"
-    ) as caught:
-        train(**settings, out=str(tmp_path / "run"))
+    """Though nothing can be written after it, not even the end of the logs."""
+    owner, name = (CSVLogger, "save") if fails == "log" else (SOTRModule, "training_step")
+    original: Callable[..., Any] = getattr(owner, name)
+    with ExitStack() as disk:
+
+        def fill(own: Any, *arguments: Any) -> Any:
+            if own.experiment.metrics if fails == "log" else own.global_step == 3:
+                disk.enter_context(full_disk())
+            return original(own, *arguments)
+
+        monkeypatch.setattr(owner, name, fill)
+        if fails == "step":
+            _blow_up(monkeypatch, step=3)
+        with pytest.raises(SOTRError, match=message) as caught:
+            train(**settings, out=str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
-
-
-def test_a_step_that_cannot_be_kept_is_still_named(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    _blow_up(monkeypatch, step=1)
-    monkeypatch.setattr("sotr.training.replay.save_file", full)
-    with pytest.raises(SOTRError, match=r"the loss became nan in step 2 with train_.* could not be kept in .*No space"):
-        train(**settings, out=str(tmp_path / "run"))
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    if fails == "step":
+        assert list((tmp_path / "run" / "failed-step").iterdir()) == []
+    newest = newest_checkpoint(tmp_path / "run", print)
+    assert newest is not None
+    assert newest[1]["global_step"] == 2
 
 
 def test_weights_that_are_not_finite_are_never_saved(

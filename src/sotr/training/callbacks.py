@@ -75,6 +75,8 @@ class RunKeeper(Callback):
         self.seconds = 0.0
         """Wall time of all parts of the run."""
         self.finished = False
+        self.failure: BaseException | None = None
+        """What ended the training before its time."""
         self._sampler, self._display, self._interrupts = sampler, display, interrupts
         self._validate, self._average, self._after_validation = validate, average, after_validation
         self._log_every, self._max_seconds = log_every, max_seconds
@@ -141,6 +143,11 @@ class RunKeeper(Callback):
                 f"weights are infinite or not a number after step {trainer.global_step}, though no loss was; the "
                 "checkpoint before is intact: lower the learning rate, or train in 32-true, from --resume or anew"
             )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Lightning closes the loggers before it lets an error through, and what fails there, as on a full disk, would
+        take its place."""
+        self.failure = exception
 
     # The course of the training.
 

@@ -13,6 +13,7 @@ from sotr.errors import SOTRError
 from sotr.files import claimed
 from sotr.model import choose_device
 from sotr.training import settings
+from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
 from sotr.training.replay import ReplayedStep
@@ -181,14 +182,9 @@ def train(
             f"memory, use fewer --workers, then: sotr train --out {folder} --finish"
         ) from error
     except OSError as error:
-        before = error.__context__
-        while before is not None:
-            if isinstance(before, SOTRError):  # after which the loggers failed, too
-                raise before from None
-            before = before.__context__
+        then = "then continue with --resume" if has_checkpoint(folder) else "or name another folder with --out"
         raise SOTRError(
-            f"the run in {folder} cannot go on: {error}; make room or mend the permissions, or name another folder "
-            "with --out"
+            f"the run in {folder} cannot go on: {error}; make room or mend the permissions, {then}"
         ) from error
 
 

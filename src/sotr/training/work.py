@@ -177,7 +177,10 @@ class Work:
                 default_root_dir=self.folder,
             )
             try:
-                trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+                try:
+                    trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+                except Exception as error:
+                    raise (keeper.failure or error) from None
                 if keeper.owes_validation:  # of a last epoch, after which there was nothing left to fit
                     keeper.catch_up(trainer, module.to(device))
             except torch.OutOfMemoryError as error:
