@@ -124,6 +124,7 @@ def test_a_step_whose_loss_is_not_finite_can_be_done_again(
             train(**settings, out=str(run))
     assert "the loss became nan in step 4 with train_" in str(caught.value)
     assert f"sotr train --replay {run / 'failed-step'}" in str(caught.value)
+    assert "the weights were not finite before it" in str(caught.value)
     assert {path.suffix for path in (run / "failed-step").iterdir()} == {".json", ".safetensors"}
 
     replayed = train(replay=str(run / "failed-step"), device="cpu")
@@ -221,6 +222,30 @@ def test_on_a_full_disk_the_first_failure_is_named(
     assert newest[1]["global_step"] == 2
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the loss is finite."""
+    original, modules = SOTRModule.on_train_batch_start, []
+
+    def start(module: SOTRModule, batch: Any, batch_idx: int) -> None:
+        original(module, batch, batch_idx)
+        if module.global_step == 3:
+            modules.append(module)
+            module.network.kernel_head.get_parameter(_a_weight(module)).register_hook(lambda grad: grad / 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SOTRModule, "on_train_batch_start", start)
+        with pytest.raises(SOTRError, match=r"the gradient of the loss became (nan|inf) in step 4 with train_") as caught:
+            train(**settings, out=str(tmp_path / "run"))
+    assert "check these pictures" in str(caught.value)
+    assert modules[0].has_finite_weights()
+    replayed = train(replay=str(tmp_path / "run" / "failed-step"), device="cpu", quiet=True)
+    assert isinstance(replayed, ReplayedStep)
+    assert replayed.first_not_finite is None  # without the hook
+    train(**settings, out=str(tmp_path / "run"), resume=True)
+
+
 def test_weights_that_are_not_finite_are_never_saved(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +276,7 @@ def test_a_signal_before_the_first_step_leads_to_a_new_start(
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.RunKeeper, "on_train_start", stop)
-        with pytest.raises(TrainingInterrupted, match=r"interrupted before step 1; to begin again: sotr train .*/run"):
+        with pytest.raises(TrainingInterrupted, match=r"interrupted before anything was saved; to begin again: sotr train .*/run"):
             train(**settings, out=str(tmp_path / "run"))
     assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
 

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from sotr.data.batches import Batch
 from sotr.data.sampling import EpochSampler
@@ -137,8 +136,9 @@ class RunKeeper(Callback):
         Raises:
             SOTRError: a weight is not finite; no checkpoint is touched.
         """
-        largest = get_total_norm(trainer.lightning_module.parameters(), torch.inf)
-        if trainer.strategy.reduce_boolean_decision(not bool(largest.isfinite()), all=False):
+        module = trainer.lightning_module
+        assert isinstance(module, SOTRModule)
+        if trainer.strategy.reduce_boolean_decision(not module.has_finite_weights(), all=False):
             raise SOTRError(
                 f"weights are infinite or not a number after step {trainer.global_step}, though no loss was; the "
                 "checkpoint before is intact: lower the learning rate, or train in 32-true, from --resume or anew"

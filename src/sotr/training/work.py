@@ -202,15 +202,18 @@ class Work:
             keep_step(folder, module, failure, self.run["precision"])
         except (OSError, SafetensorError) as error:  # the latter hides a full disk
             where = f"the step could not be kept in {folder} ({error})"
+        remedy = "check these pictures and their annotations, or lower the learning rate"
+        if not module.has_finite_weights():  # a gradient that was not looked at; see `on_before_optimizer_step`
+            remedy = "the weights were not finite before it; lower the learning rate, or train in 32-true"
         return SOTRError(
-            f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; check these "
-            f"pictures and their annotations, or lower the learning rate; {where}"
+            f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; {remedy}; {where}"
         )
 
     def _interrupted(self, step: int, total: int, interrupts: Interrupts) -> TrainingInterrupted:
         exit_code = 0 if interrupts.terminated else 130
         if not has_checkpoint(self.folder):
-            return TrainingInterrupted(f"interrupted before step 1; to begin again: {self.run['command']}", exit_code)
+            begin = f"to begin again: {self.run['command']}"
+            return TrainingInterrupted(f"interrupted before anything was saved; {begin}", exit_code)
         again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
         finish = again.removesuffix("--resume") + "--finish"
         return TrainingInterrupted(
