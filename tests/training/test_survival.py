@@ -57,15 +57,15 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     _run(settings, whole)
     duration = time.monotonic() - started
     moments = random.Random(7)
-    step, killed, ended = 0, 0, 0
+    step, killed, ended = 0, 0, []
     while killed < kills:
         process = PROCESSES.Process(target=_run, args=(settings, parts))
         process.start()
         process.join(moments.uniform(0.2, 0.9) * duration)
         if process.exitcode is not None:  # it came to its end first
             assert process.exitcode == 0
-            ended, step = ended + 1, 0
-            parts = tmp_path / f"parts-{ended}"
+            ended, step = [*ended, parts], 0
+            parts = tmp_path / f"parts-{len(ended)}"
             continue
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -74,12 +74,14 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
             assert newest[1]["global_step"] >= step
             step = newest[1]["global_step"]
     _run(settings, parts)
-    expected, found = newest_checkpoint(whole, print), newest_checkpoint(parts, print)
+    expected = newest_checkpoint(whole, print)
     assert expected is not None
-    assert found is not None
-    for name, value in expected[1]["state_dict"].items():
-        assert torch.equal(found[1]["state_dict"][name], value), name
-    assert not list((parts / "checkpoints").glob(".*"))
+    for run in (*ended, parts):
+        found = newest_checkpoint(run, print)
+        assert found is not None
+        for name, value in expected[1]["state_dict"].items():
+            assert torch.equal(found[1]["state_dict"][name], value), name
+        assert not list((run / "checkpoints").glob(".*"))
 
 
 def test_a_checkpoint_holds_all_that_a_run_is(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -236,7 +238,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
 
     with monkeypatch.context() as patch:
         patch.setattr(SOTRModule, "on_train_batch_start", start)
-        with pytest.raises(SOTRError, match=r"the gradient of the loss became (nan|inf) in step 4 with train_") as caught:
+        with pytest.raises(
+            SOTRError, match=r"the gradient of the loss became (nan|inf) in step 4 with train_"
+        ) as caught:
             train(**settings, out=str(tmp_path / "run"))
     assert "check these pictures" in str(caught.value)
     assert modules[0].has_finite_weights()
@@ -276,19 +280,31 @@ def test_a_signal_before_the_first_step_leads_to_a_new_start(
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.RunKeeper, "on_train_start", stop)
-        with pytest.raises(TrainingInterrupted, match=r"interrupted before anything was saved; to begin again: sotr train .*/run"):
+        with pytest.raises(TrainingInterrupted, match=r"before anything was saved; to begin again: sotr train .*/run"):
             train(**settings, out=str(tmp_path / "run"))
     assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
 
 
-def test_a_loader_process_that_dies_during_the_report_is_one_line(
+def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: Any, **__: Any) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    import sotr.data.batches as batches
+    import sotr.training.work as work
 
+    original = work.write_report
+
+    def write_report(*arguments: Any, **options: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            original(*arguments, **options)
+
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("sotr.training.work.write_report", die)
-        with pytest.raises(SOTRError, match=r"worker \(pid 7\) is killed by signal: Killed\); .*/run --finish"):
-            train(**settings | {"epochs": 1}, out=str(tmp_path / "run"))
-    assert train(out=str(tmp_path / "run"), finish=True, device="cpu", workers=0, quiet=True).model.is_dir()
+        patch.setattr(work, "write_report", write_report)
+        with pytest.raises(
+            SOTRError, match=rf"pictures died \(.*worker.*\); .* sotr train --out {run} --finish$"
+        ) as caught:
+            train(**settings | {"epochs": 1, "workers": 1}, out=str(run))
+    assert "\n" not in str(caught.value)
+    assert train(out=str(run), finish=True, device="cpu", workers=0, quiet=True)
+    assert (run / "report.html").is_file()

@@ -302,11 +302,17 @@ def train_loader(
     )
 
 
+def died(error: RuntimeError) -> str | None:
+    """What PyTorch says of a process of a loader that died, in brief; None for other errors."""
+    message = str(error)
+    return message.split(". ")[0].strip(". ") if "DataLoader worker" in message else None
+
+
 def lost_worker(loader: DataLoader[Batch], error: RuntimeError) -> SOTRError | None:
     """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
-    message = str(error)
+    message, reason = str(error), died(error)
     dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
-    if dataset.in_hand is None or "DataLoader worker" not in message:
+    if dataset.in_hand is None or reason is None:
         return None
     pictures = dict(dataset.in_hand.tolist())
     names = [
@@ -315,7 +321,7 @@ def lost_worker(loader: DataLoader[Batch], error: RuntimeError) -> SOTRError | N
         if int(number) in pictures
     ]
     return SOTRError(
-        f"a process that loads pictures died ({message.split('. ')[0].strip('. ')}); it last opened "
+        f"a process that loads pictures died ({reason}); it last opened "
         f"{' or '.join(names) or 'a picture that is not known'}; look at that file and at the machine's free memory, "
         "use fewer --workers, then continue with --resume"
     )

@@ -1,5 +1,6 @@
 """`sotr train`: from a data folder to a model folder."""
 
+import shlex
 from contextlib import nullcontext
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from rich.console import Console
 
 from sotr.data.advice import mirroring
+from sotr.data.batches import died
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
@@ -175,11 +177,11 @@ def train(
                 verify(splits, work.config, console)
             return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if (reason := died(error)) is None:
             raise
         raise SOTRError(
-            f"a process that loads validation pictures died ({str(error).split('. ')[0]}); look at the machine's free "
-            f"memory, use fewer --workers, then: sotr train --out {folder} --finish"
+            f"a process that loads validation pictures died ({reason}); look at the machine's free memory, use fewer "
+            f"--workers, then: {shlex.join(['sotr', 'train', '--out', str(folder), '--finish'])}"
         ) from error
     except OSError as error:
         then = "then continue with --resume" if has_checkpoint(folder) else "or name another folder with --out"
