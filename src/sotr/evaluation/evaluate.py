@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sotr.data.batches import died, eval_loader, load_picture
+from sotr.data.batches import WORKER_DIED, died, eval_loader, load_picture
 from sotr.data.coco import CocoDataset, find_data
 from sotr.decoding import decode
 from sotr.errors import SOTRError
@@ -114,7 +114,7 @@ def evaluate(
                 workers=workers,
                 on_pictures=lambda count: progress.advance(task, count),
             )
-        except RuntimeError as error:
+        except WORKER_DIED as error:
             if (reason := died(error)) is None:
                 raise
             raise SOTRError(

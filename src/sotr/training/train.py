@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from sotr.data.advice import mirroring
-from sotr.data.batches import died
+from sotr.data.batches import WORKER_DIED, died
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
@@ -176,7 +176,7 @@ def train(
             if used.first_of_node:  # the others of a machine would open the same files
                 verify(splits, work.config, console)
             return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
-    except RuntimeError as error:
+    except WORKER_DIED as error:
         if (reason := died(error)) is None:
             raise
         raise SOTRError(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import distributed as dist
 
 from sotr.config import SOTRConfig
-from sotr.data.batches import lost_worker, train_loader
+from sotr.data.batches import WORKER_DIED, lost_worker, train_loader
 from sotr.data.coco import CocoDataset
 from sotr.data.sampling import EpochSampler
 from sotr.decoding import DecodeOptions
@@ -189,7 +189,7 @@ class Work:
                 ) from None
             except LossNotFinite as failure:
                 raise self._failed(module, failure) from None
-            except RuntimeError as error:
+            except WORKER_DIED as error:
                 raise (lost_worker(loader, error) or error) from None
             except Stop:
                 raise self._interrupted(trainer.global_step, total, interrupts) from None
