@@ -1,9 +1,12 @@
 """Batches: functions of (seed, epoch, sample), resumable anywhere, with errors that name the file."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,15 @@ import torch
 from PIL import Image
 
 from sotr.config import SOTRConfig
-from sotr.data import Augmentation, CocoDataset, find_data, load_coco
+from sotr.data import Augmentation, CocoDataset, batches, find_data, load_coco
 from sotr.data.batches import (
+    WORKER_DIED,
     Batch,
     EvalDataset,
     TrainDataset,
     collate,
     eval_loader,
+    lost_worker,
     train_loader,
 )
 from sotr.errors import SOTRError
@@ -205,6 +210,28 @@ def test_exif_rotated_pictures_have_the_upright_size(coco_folder: Path, tmp_path
     lying.save(tmp_path / "data" / "images" / entry["file_name"], exif=exif)
     data = load_coco(tmp_path / "data" / "train.json", tmp_path / "data" / "images")
     assert EvalDataset(data, CONFIG)[0].original_size == (entry["height"], entry["width"])
+
+
+def test_a_process_that_died_is_named_by_its_picture_however_it_shows(
+    train: CocoDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = batches.load_picture
+
+    def load(coco: CocoDataset, index: int) -> Any:
+        if coco.file_names[index] == "train_5.png":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(coco, index)
+
+    monkeypatch.setattr(batches, "load_picture", load)  # the workers inherit it
+    loader = train_loader(train, CONFIG, LIVELY, batch_size=2, workers=2, shuffle=False)
+    with pytest.raises(WORKER_DIED) as caught:
+        list(loader)
+    # The second is what is raised instead if the process dies while its last batch is being taken over.
+    for error in (caught.value, ConnectionResetError(104, "Connection reset by peer"), EOFError()):
+        lost = lost_worker(loader, error)
+        assert lost is not None
+        assert f"it last opened {train.images_dir / 'train_5.png'};" in str(lost)
+    assert lost_worker(loader, RuntimeError("something else")) is None
 
 
 def test_the_number_of_classes_must_match(train: CocoDataset) -> None:

@@ -270,9 +270,20 @@ def test_a_picture_of_two_splits_that_are_one_folder_is_converted_once(tmp_path:
 def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     write_yolo(tmp_path / "s", "0 0.1 0.1 0.5 0.5 0.1 0.9")
-    (tmp_path / "s" / "labels" / "x.txt").write_bytes("0 0.1 ä".encode("latin-1"))
+    label = tmp_path / "s" / "labels" / "x.txt"
+    label.write_bytes(b"\xef\xbb\xbf" + label.read_bytes())  # UTF-8 as Windows has it
+    assert convert_data(str(tmp_path / "s"), str(tmp_path / "utf-8"), quiet=True).objects == {"train": 1}
+    label.write_bytes("0 0.1 ä".encode("latin-1"))
     with pytest.raises(SOTRError, match=r"x\.txt: is no text in UTF-8; save it as such"):
         convert_data(str(tmp_path / "s"), str(tmp_path / "out"))
+    save_labels(tmp_path / "voc" / "SegmentationObject" / "a.png", np.ones((HEIGHT, WIDTH), np.uint8))
+    save_picture(tmp_path / "voc" / "JPEGImages" / "a.jpg")
+    listed = tmp_path / "voc" / "ImageSets" / "Segmentation" / "train.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_bytes("ä".encode("latin-1"))
+    with pytest.raises(SOTRError, match=r"train\.txt: is no text in UTF-8; save it as such"):
+        convert_data(str(tmp_path / "voc"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_and_ambiguous_folders(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """`sotr evaluate` from files on disk to numbers, with a network that is untrained or ruled by hand."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from sotr.cli import run
 from sotr.config import SOTRConfig
+from sotr.data import batches
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.evaluation import evaluate
@@ -204,6 +207,14 @@ def test_no_pictures_and_a_picture_of_another_size(data: Path, random_model: str
     write(data, [], [], truth["categories"])
     with pytest.raises(SOTRError, match="pictures"):
         evaluate(data, random_model, device="cpu", quiet=True)
+
+
+def test_a_loader_process_that_is_killed_is_one_line(
+    data: Path, good_model: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SOTRError, match=r"^a process that loads pictures died \(.*worker.*\); .*fewer --workers$"):
+        evaluate(data, good_model, device="cpu", workers=1, quiet=True)
 
 
 def test_matching_goes_by_name() -> None:

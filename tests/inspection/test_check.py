@@ -268,6 +268,45 @@ def test_what_can_be_kept_is_kept(data: Path, tmp_path: Path, breakage: Callable
         np.testing.assert_array_equal(after.record(picture).areas_I, before.record(picture).areas_I)
 
 
+def test_exchanged_sizes_cost_no_mask_that_fits(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever the findings say of masks, which were held against the wrong size; and one broken mask is one mask."""
+    exchanged(data)
+    wide, broken = [square(60, 5, 15)], [[1, 2, 3, 4]]  # the first leaves a picture of the recorded 64 x 80
+
+    def change(content: Content) -> None:
+        own = [entry for entry in content["annotations"] if entry["image_id"] == content["images"][2]["id"]]
+        for entry, segmentation in zip(own, (wide, broken), strict=False):
+            entry.update(segmentation=segmentation, area=225)
+
+    edit(data, change)
+    before = json.loads((data / "train.json").read_text())["annotations"]
+    check_data(str(data), model="sotr-nano", device="cpu", fix=str(tmp_path / "fixed"), quiet=False)
+    after = json.loads((tmp_path / "fixed" / "train.json").read_text())
+    assert [image["width"] for image in after["images"]] == [80] * 6
+    assert after["annotations"] == [entry for entry in before if entry["segmentation"] != broken]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("train.json: ")]
+    assert [line.split(": ", 2)[2] for line in said] == [
+        "width and height were exchanged; now 80 x 64",
+        "left out: it has a polygon with fewer than 3 points; give at least 3 or drop the polygon",
+    ]
+
+
+def test_exchanged_sizes_that_no_mask_fits_cost_the_picture(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exchanged(data)
+
+    def change(content: Content) -> None:
+        for entry in content["annotations"]:
+            if entry["image_id"] == content["images"][2]["id"]:
+                entry.update(segmentation=[square(5, 66, 10)], area=100)
+
+    edit(data, change)
+    check_data(str(data), model="sotr-nano", device="cpu", fix=str(tmp_path / "fixed"), quiet=False)
+    assert len(json.loads((tmp_path / "fixed" / "train.json").read_text())["images"]) == 5
+    assert "train_000002.jpg: left out: it is 80 x 64, recorded as 64 x 80" in capfd.readouterr().err
+
+
 def test_json_output_is_one_object(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_data(str(sound), model="sotr-nano", device="cpu", json=True, quiet=True)
     printed = json.loads(capsys.readouterr().out)

@@ -66,3 +66,11 @@ def test_a_row_that_was_begun_is_left_out(tmp_path: Path, cut: int) -> None:
     assert read_log(tmp_path) == [{"epoch": 1.0, "loss": 0.5, "step": 4.0}]
     file.write_text(text)
     assert len(read_log(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("rest", [b"\0" * 30 + b"\n", b"1,x,5\n", b"1,1,1,1\n", b"1,0.5\n", b"\xff\xfe\n"])
+def test_a_row_that_is_damaged_is_left_out(tmp_path: Path, rest: bytes) -> None:
+    file = tmp_path / "version_0" / "metrics.csv"
+    file.parent.mkdir()
+    file.write_bytes(b"epoch,loss,step\n1,0.5,4\n" + rest)
+    assert read_log(tmp_path) == [{"epoch": 1.0, "loss": 0.5, "step": 4.0}]

@@ -1,11 +1,11 @@
 """Runs that are killed, and steps that fail."""
 
-import errno
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
-from safetensors import SafetensorError
 
 from sotr.errors import SOTRError
 from sotr.training import ReplayedStep, callbacks, train
@@ -21,6 +20,7 @@ from sotr.training.checkpoints import newest_checkpoint
 from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
 from sotr.training.work import TrainingInterrupted
+from tests.conftest import full_disk
 from tests.training.conftest import CONFIG, PROCESSES, RECIPE
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
@@ -57,15 +57,15 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
     _run(settings, whole)
     duration = time.monotonic() - started
     moments = random.Random(7)
-    step, killed, ended = 0, 0, 0
+    step, killed, ended = 0, 0, []
     while killed < kills:
         process = PROCESSES.Process(target=_run, args=(settings, parts))
         process.start()
         process.join(moments.uniform(0.2, 0.9) * duration)
         if process.exitcode is not None:  # it came to its end first
             assert process.exitcode == 0
-            ended, step = ended + 1, 0
-            parts = tmp_path / f"parts-{ended}"
+            ended, step = [*ended, parts], 0
+            parts = tmp_path / f"parts-{len(ended)}"
             continue
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -74,12 +74,14 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
             assert newest[1]["global_step"] >= step
             step = newest[1]["global_step"]
     _run(settings, parts)
-    expected, found = newest_checkpoint(whole, print), newest_checkpoint(parts, print)
+    expected = newest_checkpoint(whole, print)
     assert expected is not None
-    assert found is not None
-    for name, value in expected[1]["state_dict"].items():
-        assert torch.equal(found[1]["state_dict"][name], value), name
-    assert not list((parts / "checkpoints").glob(".*"))
+    for run in (*ended, parts):
+        found = newest_checkpoint(run, print)
+        assert found is not None
+        for name, value in expected[1]["state_dict"].items():
+            assert torch.equal(found[1]["state_dict"][name], value), name
+        assert not list((run / "checkpoints").glob(".*"))
 
 
 def test_a_checkpoint_holds_all_that_a_run_is(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_a_step_whose_loss_is_not_finite_can_be_done_again(
             train(**settings, out=str(run))
     assert "the loss became nan in step 4 with train_" in str(caught.value)
     assert f"sotr train --replay {run / 'failed-step'}" in str(caught.value)
+    assert "the weights were not finite before it" in str(caught.value)
     assert {path.suffix for path in (run / "failed-step").iterdir()} == {".json", ".safetensors"}
 
     replayed = train(replay=str(run / "failed-step"), device="cpu")
@@ -185,32 +188,66 @@ def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     assert "\n" not in message
 
 
-def _no_room(*_: Any, **__: Any) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_a_full_disk_names_the_checkpoint_that_is_left_whatever_else_fails(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's writer
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("checkpoint", r"cannot write .*last\.ckpt \(File too large\); .* is intact: make room, then .* --resume$"),
+        ("step", r"the loss became nan in step 4 with train_.*; the step could not be kept in .* \(.*File too large"),
+        ("log", r"the run in .* cannot go on: .*File too large.*, then continue with --resume$"),
+    ],
+)
+def test_on_a_full_disk_the_first_failure_is_named(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, message: str
 ) -> None:
-    monkeypatch.setattr("sotr.training.checkpoints.torch.save", _no_room)
-    monkeypatch.setattr(CSVLogger, "finalize", _no_room)
-    with pytest.raises(
-        SOTRError, match=r"cannot write .*last\.ckpt \(No space left on device\); .* --resume"
-    ) as caught:
-        train(**settings, out=str(tmp_path / "run"))
+    """Though nothing can be written after it, not even the end of the logs."""
+    owner, name = (CSVLogger, "save") if fails == "log" else (SOTRModule, "training_step")
+    original: Callable[..., Any] = getattr(owner, name)
+    with ExitStack() as disk:
+
+        def fill(own: Any, *arguments: Any) -> Any:
+            if own.experiment.metrics if fails == "log" else own.global_step == 3:
+                disk.enter_context(full_disk())
+            return original(own, *arguments)
+
+        monkeypatch.setattr(owner, name, fill)
+        if fails == "step":
+            _blow_up(monkeypatch, step=3)
+        with pytest.raises(SOTRError, match=message) as caught:
+            train(**settings, out=str(tmp_path / "run"))
     assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    if fails == "step":
+        assert list((tmp_path / "run" / "failed-step").iterdir()) == []
+    newest = newest_checkpoint(tmp_path / "run", print)
+    assert newest is not None
+    assert newest[1]["global_step"] == 2
 
 
-def test_a_step_that_cannot_be_kept_is_still_named(
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    """Though the loss is finite."""
+    original, modules = SOTRModule.on_train_batch_start, []
 
-    _blow_up(monkeypatch, step=1)
-    monkeypatch.setattr("sotr.training.replay.save_file", full)
-    with pytest.raises(SOTRError, match=r"the loss became nan in step 2 with train_.* could not be kept in .*No space"):
-        train(**settings, out=str(tmp_path / "run"))
+    def start(module: SOTRModule, batch: Any, batch_idx: int) -> None:
+        original(module, batch, batch_idx)
+        if module.global_step == 3:
+            modules.append(module)
+            module.network.kernel_head.get_parameter(_a_weight(module)).register_hook(lambda grad: grad / 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SOTRModule, "on_train_batch_start", start)
+        with pytest.raises(
+            SOTRError, match=r"the gradient of the loss became (nan|inf) in step 4 with train_"
+        ) as caught:
+            train(**settings, out=str(tmp_path / "run"))
+    assert "check these pictures" in str(caught.value)
+    assert modules[0].has_finite_weights()
+    replayed = train(replay=str(tmp_path / "run" / "failed-step"), device="cpu", quiet=True)
+    assert isinstance(replayed, ReplayedStep)
+    assert replayed.first_not_finite is None  # without the hook
+    train(**settings, out=str(tmp_path / "run"), resume=True)
 
 
 def test_weights_that_are_not_finite_are_never_saved(
@@ -243,19 +280,31 @@ def test_a_signal_before_the_first_step_leads_to_a_new_start(
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.RunKeeper, "on_train_start", stop)
-        with pytest.raises(TrainingInterrupted, match=r"interrupted before step 1; to begin again: sotr train .*/run"):
+        with pytest.raises(TrainingInterrupted, match=r"before anything was saved; to begin again: sotr train .*/run"):
             train(**settings, out=str(tmp_path / "run"))
     assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
 
 
-def test_a_loader_process_that_dies_during_the_report_is_one_line(
+def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: Any, **__: Any) -> None:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    import sotr.data.batches as batches
+    import sotr.training.work as work
 
+    original = work.write_report
+
+    def write_report(*arguments: Any, **options: Any) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            original(*arguments, **options)
+
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("sotr.training.work.write_report", die)
-        with pytest.raises(SOTRError, match=r"worker \(pid 7\) is killed by signal: Killed\); .*/run --finish"):
-            train(**settings | {"epochs": 1}, out=str(tmp_path / "run"))
-    assert train(out=str(tmp_path / "run"), finish=True, device="cpu", workers=0, quiet=True).model.is_dir()
+        patch.setattr(work, "write_report", write_report)
+        with pytest.raises(
+            SOTRError, match=rf"pictures died \(.*worker.*\); .* sotr train --out {run} --finish$"
+        ) as caught:
+            train(**settings | {"epochs": 1, "workers": 1}, out=str(run))
+    assert "\n" not in str(caught.value)
+    assert train(out=str(run), finish=True, device="cpu", workers=0, quiet=True)
+    assert (run / "report.html").is_file()

@@ -1,6 +1,7 @@
 """Samples, batches and loaders. Order and augmentation are functions of (seed, epoch, sample), so a position in an
 epoch is all that an exact resume needs."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -302,20 +303,30 @@ def train_loader(
     )
 
 
-def lost_worker(loader: DataLoader[Batch], error: RuntimeError) -> SOTRError | None:
-    """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
-    message = str(error)
-    dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
-    if dataset.in_hand is None or "DataLoader worker" not in message:
+WORKER_DIED = (RuntimeError, ConnectionError, EOFError)
+"""What a loader may raise when a process of it dies: the latter two while its tensors are being taken over."""
+
+
+def died(error: Exception) -> str | None:
+    """What is said of a process of a loader that died, in brief; None for other errors."""
+    message = str(error) or type(error).__name__
+    if isinstance(error, RuntimeError) and "DataLoader worker" not in message:
         return None
-    pictures = dict(dataset.in_hand.tolist())
-    names = [
-        str(dataset.coco.path(pictures[int(number)]))
-        for number in re.findall(r"\d+", message)
-        if int(number) in pictures
-    ]
+    return message.split(". ")[0].strip(". ")
+
+
+def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None:
+    """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
+    message, reason = str(error), died(error)
+    dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
+    if dataset.in_hand is None or reason is None:
+        return None
+    pictures = {process: picture for process, picture in dataset.in_hand.tolist() if process}
+    named = [int(number) for number in re.findall(r"\d+", message) if int(number) in pictures]
+    alive = {child.pid for child in multiprocessing.active_children()}
+    names = [str(dataset.coco.path(pictures[process])) for process in named or pictures.keys() - alive]
     return SOTRError(
-        f"a process that loads pictures died ({message.split('. ')[0].strip('. ')}); it last opened "
+        f"a process that loads pictures died ({reason}); it last opened "
         f"{' or '.join(names) or 'a picture that is not known'}; look at that file and at the machine's free memory, "
         "use fewer --workers, then continue with --resume"
     )

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sotr.data.batches import eval_loader, load_picture
+from sotr.data.batches import WORKER_DIED, died, eval_loader, load_picture
 from sotr.data.coco import CocoDataset, find_data
 from sotr.decoding import decode
 from sotr.errors import SOTRError
@@ -69,7 +69,8 @@ def evaluate(
         split.
 
     Raises:
-        SOTRError: the data or the model cannot be used, or they have no class in common.
+        SOTRError: the data or the model cannot be used, they have no class in common, or a process that loads
+            pictures died.
     """
     if split not in ("val", "train"):
         raise SOTRError(f"there is no split {split!r}; choose val or train")
@@ -103,15 +104,22 @@ def evaluate(
     )
     with progress:
         task = progress.add_task("evaluating", total=len(dataset))
-        results = detect(
-            segmenter,
-            dataset,
-            category_ids,
-            max_dets=max_dets,
-            batch_size=batch_size,
-            workers=workers,
-            on_pictures=lambda count: progress.advance(task, count),
-        )
+        try:
+            results = detect(
+                segmenter,
+                dataset,
+                category_ids,
+                max_dets=max_dets,
+                batch_size=batch_size,
+                workers=workers,
+                on_pictures=lambda count: progress.advance(task, count),
+            )
+        except WORKER_DIED as error:
+            if (reason := died(error)) is None:
+                raise
+            raise SOTRError(
+                f"a process that loads pictures died ({reason}); look at the machine's free memory, use fewer --workers"
+            ) from None
     seconds = time.perf_counter() - started
     metrics = coco_metrics(dataset.truth(), results, max_dets=max_dets)
 

@@ -1,6 +1,7 @@
 """`sotr data check --fix`: a repaired copy of a data set, with an account of every change."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,10 @@ class _Repair:
         sizes: dict[int, tuple[int, int]] = {}
         scales: dict[int, tuple[float, float]] = {}
         names: set[str] = set()
+        segmentations: dict[int, list[Any]] = defaultdict(list)
+        for entry in raw["annotations"]:
+            if _is_entry(entry, "image_id"):
+                segmentations[int(entry["image_id"])].append(entry.get("segmentation"))
         for entry in raw["images"]:
             if (reason := self._drop_picture(entry, sizes, names)) is not None:
                 self._say("picture", entry, f"left out: {reason}")
@@ -86,7 +91,7 @@ class _Repair:
                     # Recorded and labelled as stored: the copy is stored upright in that sense.
                     _without_rotation(self.images_dir / name, target)
                     self._say("picture", entry, f"EXIF rotation removed, so that it is {width} x {height} as recorded")
-                elif (real_h, real_w) == (width, height) and _all_fit(raw["annotations"], image_id, real_h, real_w):
+                elif (real_h, real_w) == (width, height) and _all_fit(segmentations[image_id], (real_h, real_w)):
                     link_or_copy(self.images_dir / name, target)
                     self._say("picture", entry, f"width and height were exchanged; now {real_w} x {real_h}")
                     height, width = real_h, real_w
@@ -198,10 +203,11 @@ class _Repair:
         if not area:
             self._say("annotation", entry, "left out: it covers no pixel")
             return None
-        if own_id in self.annotations.get("outside", ()) or own_id in self.annotations.get("crowd polygon", ()):
+        # By the size that the picture has now, which need not be the one that the findings are about.
+        if reaches_outside(segmentation, height, width) or own_id in self.annotations.get("crowd polygon", ()):
             self._say("annotation", entry, "its polygons are now an RLE, cut at the picture's edges")
             segmentation = rle
-        if scale is not None or own_id in self.annotations.get("area", ()):
+        if scale is not None or (own_id in self.annotations.get("area", ()) and entry.get("area") != area):
             if scale is None:
                 self._say("annotation", entry, f"its area was {entry.get('area')}, now {area}")
             entry |= {"area": area, "bbox": [left, top, box_width, box_height]}
@@ -213,17 +219,12 @@ class _Repair:
         self.changes.append(f"{self.json_path.name}: {what} {name}{file}: {change}")
 
 
-def _all_fit(annotations: Sequence[Any], image_id: int, height: int, width: int) -> bool:
-    """Whether the picture's masks lie within a picture of this size."""
-    for entry in annotations:
-        if not isinstance(entry, dict) or entry.get("image_id") != image_id:
-            continue
-        segmentation = entry.get("segmentation")
-        try:
-            compress(segmentation, height, width, "it")
-        except Flaw:
+def _all_fit(segmentations: Sequence[Any], size: tuple[int, int]) -> bool:
+    """Whether masks lie within a picture of this size; broken polygons say nothing, for they will be left out."""
+    for segmentation in segmentations:
+        if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
             return False
-        if reaches_outside(segmentation, height, width):
+        if isinstance(segmentation, list) and reaches_outside([p for p in segmentation if _is_sound(p, size)], *size):
             return False
     return True
 

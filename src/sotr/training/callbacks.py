@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from sotr.data.batches import Batch
 from sotr.data.sampling import EpochSampler
@@ -75,6 +74,8 @@ class RunKeeper(Callback):
         self.seconds = 0.0
         """Wall time of all parts of the run."""
         self.finished = False
+        self.failure: BaseException | None = None
+        """What ended the training before its time."""
         self._sampler, self._display, self._interrupts = sampler, display, interrupts
         self._validate, self._average, self._after_validation = validate, average, after_validation
         self._log_every, self._max_seconds = log_every, max_seconds
@@ -135,12 +136,18 @@ class RunKeeper(Callback):
         Raises:
             SOTRError: a weight is not finite; no checkpoint is touched.
         """
-        largest = get_total_norm(trainer.lightning_module.parameters(), torch.inf)
-        if trainer.strategy.reduce_boolean_decision(not bool(largest.isfinite()), all=False):
+        module = trainer.lightning_module
+        assert isinstance(module, SOTRModule)
+        if trainer.strategy.reduce_boolean_decision(not module.has_finite_weights(), all=False):
             raise SOTRError(
                 f"weights are infinite or not a number after step {trainer.global_step}, though no loss was; the "
                 "checkpoint before is intact: lower the learning rate, or train in 32-true, from --resume or anew"
             )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Lightning closes the loggers before it lets an error through, and what fails there, as on a full disk, would
+        take its place."""
+        self.failure = exception
 
     # The course of the training.
 

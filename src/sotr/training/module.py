@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from sotr.config import SOTRConfig
@@ -22,15 +23,17 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class LossNotFinite(Exception):
-    """A loss became infinite or not a number; the module's weights are still those that it was computed with.
+    """A loss or its gradient became infinite or not a number; the module's weights are still those of before the step.
 
     Args:
         batch: what it was computed from, on the module's device.
         losses: by name, as `SOTRModule.latest`.
+        gradient: the gradient's largest value, if that is what is not finite.
     """
 
-    def __init__(self, batch: Batch, losses: dict[str, Tensor]) -> None:
-        super().__init__(f"the loss became {float(losses['loss'])}")
+    def __init__(self, batch: Batch, losses: dict[str, Tensor], gradient: Tensor | None = None) -> None:
+        what, value = ("loss", losses["loss"]) if gradient is None else ("gradient of the loss", gradient)
+        super().__init__(f"the {what} became {float(value)}")
         self.batch, self.losses = batch, losses
 
 
@@ -60,6 +63,8 @@ class SOTRModule(pl.LightningModule):
         self.latest: dict[str, Tensor] = {}
         """The last step's losses, means over the processes, detached and still on the device."""
         self._unchecked: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
+        self._batch: Batch | None = None
+        """Whose gradient is to be looked at."""
         if recipe.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if recipe.backbone_lr_factor == 0:
@@ -120,10 +125,25 @@ class SOTRModule(pl.LightningModule):
         self._unchecked = batch, loss, event
         if event is None:
             self._check_loss()
+        self._batch = batch if loss.device.type == "cpu" and event is None else None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at the loss before it changes the weights: the device is busy with the backward pass meanwhile."""
+        """Look at the loss before it changes the weights: the device is busy with the backward pass meanwhile.
+
+        On CPUs look at the gradient, too. Another device would have to be waited for; there the next loss tells, or the
+        weights when they are to be saved.
+        """
         self._check_loss()
+        if self._batch is None:
+            return
+        batch, self._batch = self._batch, None
+        largest = get_total_norm([p.grad for p in self.parameters() if p.grad is not None], torch.inf)
+        if not torch.isfinite(largest):
+            raise LossNotFinite(batch, self.latest, largest)
+
+    def has_finite_weights(self) -> bool:
+        """Whether no weight of this process is infinite or not a number; waits for the device."""
+        return bool(get_total_norm(self.parameters(), torch.inf).isfinite())
 
     def _check_loss(self) -> None:
         if self._unchecked is None:

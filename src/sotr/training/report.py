@@ -36,14 +36,22 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     parts = sorted(folder.glob("version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
     for part in parts:
-        text = part.read_text(encoding="utf-8")
+        text = part.read_text(encoding="utf-8", errors="replace")
         lines = text[: text.rfind("\n") + 1].splitlines()  # a process that was killed may have begun another
-        new = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        new = [row for row in map(_numbers, csv.DictReader(lines)) if "step" in row]
         # A validation that was interrupted is made up for at the step of a loss that stays.
         first_loss = min((row["step"] for row in new if "loss" in row), default=math.inf)
         first = min((row["step"] for row in new), default=math.inf)
         rows = [row for row in rows if row["step"] < (first_loss if "loss" in row else first)] + new
     return rows
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """The values of a log's row; none at all if they are not numbers, as after a power cut."""
+    try:
+        return {key: float(value) for key, value in row.items() if value}
+    except (TypeError, ValueError):
+        return {}
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:

@@ -1,5 +1,6 @@
 """`sotr train`: from a data folder to a model folder."""
 
+import shlex
 from contextlib import nullcontext
 from typing import Any
 
@@ -7,12 +8,14 @@ import torch
 from rich.console import Console
 
 from sotr.data.advice import mirroring
+from sotr.data.batches import WORKER_DIED, died
 from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.files import claimed
 from sotr.model import choose_device
 from sotr.training import settings
+from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
 from sotr.training.replay import ReplayedStep
@@ -173,22 +176,17 @@ def train(
             if used.first_of_node:  # the others of a machine would open the same files
                 verify(splits, work.config, console)
             return work.finish(work.keeper_of_checkpoint() if finish else work.fit(first_weights))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except WORKER_DIED as error:
+        if (reason := died(error)) is None:
             raise
         raise SOTRError(
-            f"a process that loads validation pictures died ({str(error).split('. ')[0]}); look at the machine's free "
-            f"memory, use fewer --workers, then: sotr train --out {folder} --finish"
+            f"a process that loads validation pictures died ({reason}); look at the machine's free memory, use fewer "
+            f"--workers, then: {shlex.join(['sotr', 'train', '--out', str(folder), '--finish'])}"
         ) from error
     except OSError as error:
-        before = error.__context__
-        while before is not None:
-            if isinstance(before, SOTRError):  # after which the loggers failed, too
-                raise before from None
-            before = before.__context__
+        then = "then continue with --resume" if has_checkpoint(folder) else "or name another folder with --out"
         raise SOTRError(
-            f"the run in {folder} cannot go on: {error}; make room or mend the permissions, or name another folder "
-            "with --out"
+            f"the run in {folder} cannot go on: {error}; make room or mend the permissions, {then}"
         ) from error
 
 

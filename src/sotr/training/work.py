@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import distributed as dist
 
 from sotr.config import SOTRConfig
-from sotr.data.batches import lost_worker, train_loader
+from sotr.data.batches import WORKER_DIED, lost_worker, train_loader
 from sotr.data.coco import CocoDataset
 from sotr.data.sampling import EpochSampler
 from sotr.decoding import DecodeOptions
@@ -177,7 +177,10 @@ class Work:
                 default_root_dir=self.folder,
             )
             try:
-                trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+                try:
+                    trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
+                except Exception as error:
+                    raise (keeper.failure or error) from None
                 if keeper.owes_validation:  # of a last epoch, after which there was nothing left to fit
                     keeper.catch_up(trainer, module.to(device))
             except torch.OutOfMemoryError as error:
@@ -186,7 +189,7 @@ class Work:
                 ) from None
             except LossNotFinite as failure:
                 raise self._failed(module, failure) from None
-            except RuntimeError as error:
+            except WORKER_DIED as error:
                 raise (lost_worker(loader, error) or error) from None
             except Stop:
                 raise self._interrupted(trainer.global_step, total, interrupts) from None
@@ -199,15 +202,18 @@ class Work:
             keep_step(folder, module, failure, self.run["precision"])
         except (OSError, SafetensorError) as error:  # the latter hides a full disk
             where = f"the step could not be kept in {folder} ({error})"
+        remedy = "check these pictures and their annotations, or lower the learning rate"
+        if not module.has_finite_weights():  # a gradient that was not looked at; see `on_before_optimizer_step`
+            remedy = "the weights were not finite before it; lower the learning rate, or train in 32-true"
         return SOTRError(
-            f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; check these "
-            f"pictures and their annotations, or lower the learning rate; {where}"
+            f"{failure} in step {module.global_step + 1} with {', '.join(failure.batch.file_names)}; {remedy}; {where}"
         )
 
     def _interrupted(self, step: int, total: int, interrupts: Interrupts) -> TrainingInterrupted:
         exit_code = 0 if interrupts.terminated else 130
         if not has_checkpoint(self.folder):
-            return TrainingInterrupted(f"interrupted before step 1; to begin again: {self.run['command']}", exit_code)
+            begin = f"to begin again: {self.run['command']}"
+            return TrainingInterrupted(f"interrupted before anything was saved; {begin}", exit_code)
         again = shlex.join(["sotr", "train", self.run["data"]["folder"], "--out", str(self.folder), "--resume"])
         finish = again.removesuffix("--resume") + "--finish"
         return TrainingInterrupted(

@@ -62,7 +62,7 @@ def lines_of(path: Path) -> list[str]:
         SOTRError: it is no text in UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()  # Windows editors begin a file with a mark
     except UnicodeDecodeError:
         raise SOTRError(f"{path}: is no text in UTF-8; save it as such") from None
 
