@@ -160,7 +160,7 @@ def test_results_of_something_else_are_not_mixed_in(folder: Path, tmp_path: Path
     assert contents(out) == before
 
 
-TORCHRUN, SLURM = {"RANK": "3", "WORLD_SIZE": "4"}, {"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
+TORCHRUN, SLURM = {"RANK": "3", "WORLD_SIZE": "4"}, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
 
 
 @pytest.mark.parametrize(

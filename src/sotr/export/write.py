@@ -66,12 +66,12 @@ def export(
     if int8 is not None and (raw or format != "onnx"):
         raise SOTRError("int8 is for the format onnx with decoding inside; leave out --raw and --format")
     calibration = list_images([int8]) if int8 is not None else []
-    _check_writable(path)
     if format == "openvino":
         _check_openvino(segmenter)
     options = segmenter.options_for(score, max_objects)
     if not raw and options.nms == "mask":
         raise SOTRError("plain mask NMS decides mask by mask, which no graph can; save the model with Matrix NMS")
+    _check_writable(path)
     limited = replace(options, max_candidates=min(options.max_candidates, max(MOST_CANDIDATES, options.max_nms)))
     description = ExportDescription(
         name=segmenter.name,

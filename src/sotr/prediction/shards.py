@@ -29,8 +29,9 @@ from sotr.prediction.report import counted, print_failures, progress
 
 SHARDS_FOLDER, RUN_FILE, PARTIAL_SUFFIX = "shards", "run.json", ".partial"
 
-RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-"""Environment variables with a process's number and the number of processes: of torchrun, and of SLURM's srun."""
+RANKS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
+"""Environment variables with a process's number and the number of processes: of torchrun, and of SLURM's srun. A batch
+script's own commands run once, however many tasks the job has."""
 
 
 @dataclass(frozen=True)
