@@ -7,8 +7,10 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, Self
 
 import numpy as np
@@ -323,6 +325,11 @@ def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None
         return None
     pictures = {process: picture for process, picture in dataset.in_hand.tolist() if process}
     named = [int(number) for number in re.findall(r"\d+", message) if int(number) in pictures]
+    if not named:  # its connection broke before it had ended
+        with suppress(RuntimeError):  # PyTorch raises its own error when that happens, in whatever is being done
+            children = [child for child in multiprocessing.active_children() if child.pid in pictures]
+            if len(children) == len(pictures):
+                wait([child.sentinel for child in children], timeout=5)
     alive = {child.pid for child in multiprocessing.active_children()}
     names = [str(dataset.coco.path(pictures[process])) for process in named or pictures.keys() - alive]
     return SOTRError(
