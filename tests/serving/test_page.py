@@ -218,6 +218,16 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
     page.wait_for("#problem-text", "“large.png” has 33.0 MB; this server takes up to 32 MB.")
     assert page.predictions() == asked
 
+    # What comes of a request that was given up does not overwrite what is said of the next file.
+    page.page.route("**/predict*", lambda route: None)
+    page.choose("slow.png", b"never answered", "image/png")
+    page.choose("empty.png", b"", "image/png")
+    page.wait_for("#problem-text", "“empty.png” is empty.")
+    page.page.wait_for_timeout(300)
+    assert page.text("#problem-text") == "“empty.png” is empty."
+    assert page.page.locator("#busy").is_hidden()
+    page.page.unroute("**/predict*")
+
     page.page.route("**/predict*", lambda route: route.abort())
     page.choose("notes.txt", b"not a picture", "text/plain")
     page.wait_for("#problem-text", "The server cannot be reached. Check that it is still running, then try again.")
@@ -247,6 +257,32 @@ def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(
     for event in ("drop", "paste"):
         page.bring(event, f"{event}.png", "await (await fetch('sample')).blob()")
         page.page.wait_for_selector(f"#view[aria-label^='{event}.png']")
+
+
+def test_odd_pictures_are_shown_or_said(page: Page, sample: bytes) -> None:
+    """A PNG of a 12-bit camera as the model sees it, a turned JPEG, CMYK, an animation, and one pixel by 20,000."""
+    grey = np.asarray(Image.open(io.BytesIO(sample)).convert("L"))
+    colours = Image.open(io.BytesIO(sample)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds: list[tuple[str, Image.Image, dict[str, object]]] = [
+        ("deep.png", Image.fromarray(grey.astype(np.uint16) * 16), {}),
+        ("turned.jpg", colours, {"exif": exif, "quality": 95}),
+        ("cmyk.jpg", colours.convert("CMYK"), {}),
+        ("moving.gif", colours.convert("P"), {"save_all": True, "append_images": [colours.convert("P")]}),
+        ("line.png", Image.new("L", (1, 20_000), 90), {}),
+    ]
+    for name, picture, options in kinds:
+        buffer = io.BytesIO()
+        picture.save(buffer, name.rsplit(".")[1].replace("jpg", "jpeg"), **options)
+        page.choose(name, buffer.getvalue(), "image/png")
+        page.page.wait_for_selector(f"#view[aria-label^='{name}']")
+        assert page.page.get_by_role("alert").is_hidden()
+        # The browser's own reading of 12 bits in 16 is nearly black.
+        assert any(url.endswith("/upright") for url in page.requests)
+    with page.page.expect_download() as download:
+        page.page.locator("#save-overlay").click()
+    assert Image.open(download.value.path()).height <= 60_000
 
 
 def test_a_phone_shows_all_without_scrolling_sideways(browser: "playwright.Browser", server: Server) -> None:

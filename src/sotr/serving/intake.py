@@ -1,6 +1,7 @@
 """Getting the picture out of a request: bounded in bytes and time, never by way of a disk."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from sotr.data.images import MAX_PIXELS
 from sotr.errors import SOTRError
 from sotr.serving.problems import RequestError
 
@@ -33,7 +35,7 @@ class Limits:
     """What a server accepts.
 
     Raises:
-        SOTRError: a limit is not positive.
+        SOTRError: a limit is not positive, or more pixels than can be drawn.
     """
 
     max_bytes: int = 32_000_000
@@ -47,8 +49,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_requests", "timeout"):
-            if not getattr(self, name) > 0:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise SOTRError(f"{name} is {getattr(self, name)}; it must be positive, and not infinite")
+        if self.max_pixels > MAX_PIXELS:
+            raise SOTRError(f"max_pixels is {self.max_pixels}; it must be at most {MAX_PIXELS}")
 
 
 class _InMemoryParser(MultiPartParser):

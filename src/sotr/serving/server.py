@@ -112,8 +112,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise SOTRError(f"cannot listen on {host} port {port}: {reason}; choose others with --host, --port") from None
 
 

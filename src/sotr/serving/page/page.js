@@ -54,6 +54,8 @@ function inPlainWords(error, name) {
 
 async function segment(blob, name) {
   asking?.abort();
+  asking = null; // what comes of it is not to be shown any more
+  setBusy(false);
   hideProblem();
   if (model && blob.size > model.limits.max_bytes) {
     const limit = Math.floor(model.limits.max_bytes / 1e6);
@@ -72,7 +74,7 @@ async function segment(blob, name) {
     const query = new URLSearchParams({ score: model.lowest_score, max_objects: model.max_objects });
     const [answer, own] = await Promise.all([
       post(`predict?${query}`, blob, request.signal).then((response) => response.json()),
-      createImageBitmap(blob).catch(() => null), // a kind that the browser does not know, such as TIFF
+      drawable(blob),
     ]);
     const fits = own && own.width === answer.width && own.height === answer.height;
     const bitmap = fits ? own : await createImageBitmap(await (await post("upright", blob, request.signal)).blob());
@@ -82,6 +84,14 @@ async function segment(blob, name) {
   } finally {
     if (asking === request) setBusy(false);
   }
+}
+
+// The picture as the browser draws it, or null of what it does not know, such as TIFF, or shows otherwise than the model
+// sees it: PNGs of 16 bits, which the server scales by their largest value.
+async function drawable(blob) {
+  const head = new Uint8Array(await blob.slice(0, 25).arrayBuffer());
+  if (head[0] === 0x89 && head[24] === 16) return null;
+  return createImageBitmap(blob).catch(() => null);
 }
 
 function setBusy(busy) {
@@ -303,9 +313,10 @@ function onListKey(event) {
 // Ways in.
 
 function take(files) {
-  const file = [...files][0];
+  const [file, ...rest] = files;
   if (file) segment(file, file.name || "pasted.png");
-  else showProblem("That was not a file. Save the picture first, then drop or choose it here.");
+  if (file && rest.length) showProblem(`One picture at a time: “${file.name}” was taken, ${rest.length} left out.`);
+  if (!file) showProblem("That was not a file. Save the picture first, then drop or choose it here.");
 }
 
 async function trySample() {
@@ -345,7 +356,9 @@ function listen() {
   $("picture").addEventListener("click", (event) => choose(objectAt(event)));
   $("view").addEventListener("keydown", onViewKey);
   $("objects").addEventListener("keydown", onListKey);
-  $("save-overlay").addEventListener("click", () => saveOverlay(shown.name, shown.bitmap, visible()));
+  $("save-overlay").addEventListener("click", () => {
+    saveOverlay(shown.name, shown.bitmap, visible()).catch(() => showProblem("This browser cannot draw so large a picture."));
+  });
   $("save-coco").addEventListener("click", () => saveCoco(shown.name, shown.answer, visible(), shown.minimum));
   $("save-csv").addEventListener("click", () => saveCsv(shown.name, visible()));
   new ResizeObserver(() => shown && draw()).observe($("stage"));
