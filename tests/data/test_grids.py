@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sotr.config import SOTRConfig
-from sotr.data.advice import LOST, free_memory, mirroring, picture_memory, suggest
+from sotr.data.advice import LOST, fitting_batch_size, free_memory, mirroring, picture_memory, suggest
 from sotr.data.coco import CocoDataset, load_coco
 from sotr.data.grids import Objects, fit_to_grids, input_sizes, objects_of
 from sotr.data.synthetic import write_synthetic
@@ -57,8 +57,19 @@ def test_fit_is_what_assign_does(seed: int, count: int, fraction: float) -> None
 
 def test_a_good_fit_needs_no_advice(tmp_path: Path) -> None:
     data = of_one_size(shapes(tmp_path, height=384, width=512, max_objects=4), 60)
-    advice = suggest(data, NANO, 8, CPU)
-    assert (advice.config, advice.batch_size, advice.reasons) == (NANO, 8, ())
+    advice = suggest(data, NANO, 4, CPU)
+    assert (advice.config, advice.batch_size, advice.reasons) == (NANO, 4, ())
+
+
+@pytest.mark.parametrize(("pictures", "asked", "batch_size"), [(4, 16, 4), (4, 3, 3), (252, 16, 10), (400, 16, 16)])
+def test_few_pictures_make_small_batches(tmp_path: Path, pictures: int, asked: int, batch_size: int) -> None:
+    few = of_one_size(shapes(tmp_path, height=384, width=512, max_objects=4), 60)
+    data = replace(few, image_ids=np.arange(pictures))
+    lines: list[str] = []
+    assert fitting_batch_size(data, NANO, asked, CPU, lines) == batch_size
+    assert [line.partition(":")[0] for line in lines] == (
+        [f"batch size {batch_size} instead of {asked}"] if batch_size < asked else []
+    )
 
 
 def of_one_size(data: CocoDataset, side: int) -> CocoDataset:
@@ -105,9 +116,9 @@ def test_memory_bounds_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 50e6 < each < 5e9
     assert picture_memory(NANO, 768, 512) == pytest.approx(2 * each, rel=0.25)
     monkeypatch.setattr("sotr.data.advice.free_memory", lambda device: int(3.5 * each / 0.7))
-    advice = suggest(data, NANO, 8, CPU)
+    advice = suggest(data, NANO, 4, CPU)
     assert advice.batch_size == 3
-    assert "batch size 3 instead of 8" in advice.reasons[-1]
+    assert "batch size 3 instead of 4" in advice.reasons[-1]
     assert suggest(data, NANO, 2, CPU).batch_size == 2
     assert free_memory(CPU) > 2**24
 

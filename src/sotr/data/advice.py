@@ -37,6 +37,12 @@ FINER = (1.25, 1.5, 2.0)
 LOST = 0.05
 """Share of the objects that may lose all their cells to smaller ones before grids are made finer."""
 
+STEPS = 25
+"""Steps that an epoch should have: a network learns by steps, and few pictures in large batches make few of them."""
+
+LEAST_BATCH = 4
+"""Pictures below which a batch is not made smaller for the sake of steps."""
+
 MEMORY = 0.7
 """Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
 
@@ -64,7 +70,8 @@ def suggest(
 
     Args:
         config: the preset, for the classes of the data.
-        batch_size: what the recipe has; memory may make it smaller, never larger, for the learning rate goes with it.
+        batch_size: what the recipe has; few pictures and memory may make it smaller, never larger, for the learning
+            rate goes with it.
             None leaves it alone, for somebody has chosen it.
         fixed_size: leave the image size alone, for somebody has chosen it.
     """
@@ -169,7 +176,13 @@ def _grids(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOTRConf
 def fitting_batch_size(
     data: CocoDataset, config: SOTRConfig, batch_size: int, device: torch.device, reasons: list[str]
 ) -> int:
-    """`batch_size`, or fewer if memory holds no more training pictures; then `reasons` gets a line."""
+    """`batch_size`, or fewer if an epoch would have few steps or memory holds no more; then `reasons` gets a line."""
+    asked, batch_size = batch_size, min(batch_size, max(LEAST_BATCH, len(data) // STEPS))
+    if batch_size < asked:
+        reasons.append(
+            f"batch size {batch_size} instead of {asked}: {len(data)} pictures would make only "
+            f"{math.ceil(len(data) / asked)} step{'s' if len(data) > asked else ''} an epoch"
+        )
     # Batches are padded to their largest picture: that of nine in ten.
     sizes = np.quantile(input_sizes(data.sizes_N2, config), 0.9, axis=0)
     height, width = (math.ceil(side / INPUT_DIVISOR) * INPUT_DIVISOR for side in sizes)
