@@ -5,7 +5,7 @@
 
 First the 1 x 1 convolutions of a ResNet-50 with ReLU, as oneDNN's convolution and as its matrix product, without and
 with a shortcut to add (the product then needs passes of their own for sum and ReLU); then attention over rows of cells,
-fused and plain. Medians of nine runs.
+fused and plain, before and after the number of threads is set to what it is. Medians of nine runs.
 """
 
 import statistics
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sotr.network.attention import short_attention
+from sotr.network.attention import plain_attention
 from sotr.network.onednn import OneDNNConv, OneDNNPointwiseConv
 
 SHAPES = [
@@ -70,11 +70,20 @@ def main() -> None:
             ]
             cells = " | ".join(f"{ms:.2f}" for ms in times)
             print(f"| {str(dtype).removeprefix('torch.')} | {before} to {after} | {height} x {width} | {cells} |")
-    print("\n| rows of | fused, ms | plain, ms |\n|---|---:|---:|")
+    for set_or_not in ("as PyTorch starts", "after torch.set_num_threads"):
+        if set_or_not != "as PyTorch starts":
+            torch.set_num_threads(torch.get_num_threads())
+        print(f"\n| {set_or_not}: rows of | fused, ms | plain, ms |\n|---|---:|---:|")
+        attention_of_rows()
+
+
+def attention_of_rows() -> None:
+    """Print the lines of the table of attention."""
     for cells_in_row in ROWS:
-        query, key, value = torch.randn(3, cells_in_row, cells_in_row, 8, 32).transpose(2, 3)
+        # As in the network, where all three are views of one product.
+        query, key, value = torch.randn(cells_in_row, cells_in_row, 3, 8, 32).permute(2, 0, 3, 1, 4)
         fused = median_ms(lambda q=query, k=key, v=value: F.scaled_dot_product_attention(q, k, v))
-        plain = median_ms(lambda q=query, k=key, v=value: short_attention(q, k, v, longest=1000))
+        plain = median_ms(lambda q=query, k=key, v=value: plain_attention(q, k, v))
         print(f"| {cells_in_row} cells | {fused:.2f} | {plain:.2f} |")
 
 

@@ -130,7 +130,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        # While it is held: afterwards the file may be another process's.
         with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
             folder.rmdir()  # only if it is empty

@@ -42,6 +42,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
             _fuse_residual_sums(body, dtype)
             _fuse_relus(body, dtype)
         prepared.set_submodule("fpn", FusedFPN(prepared.fpn, dtype))
+        if dtype == torch.float32:
+            _norm_in_place(prepared.mask_features)
         _use_onednn(prepared, dtype)
     elif dtype != torch.float32:
         prepared.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
@@ -157,8 +159,15 @@ def _fits(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
+def _norm_in_place(mask_features: nn.Module) -> None:
+    """Only there is it known that nobody else reads what is normed."""
+    for name, module in list(mask_features.named_modules()):
+        if type(module) is nn.GroupNorm:
+            mask_features.set_submodule(name, GroupNormInPlace(module))
+
+
 def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
-    """Replace linear layers and convolutions, with the activation that is known to follow, attention and norms."""
+    """Replace linear layers and convolutions, with the activation that is known to follow, and attention."""
     for module in list(network.modules()):
         if isinstance(module, RowAttention):
             module.product = short_attention
@@ -170,9 +179,7 @@ def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
             module.set_submodule("conv1", onednn_conv(module.conv1, dtype, "leaky_relu", slope))
             module.set_submodule("activation", nn.Identity())
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.GroupNorm) and dtype == torch.float32:
-            network.set_submodule(name, GroupNormInPlace(module))
-        elif _fits(module):
+        if _fits(module):
             network.set_submodule(name, onednn_conv(module, dtype))
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             network.set_submodule(name, OneDNNLinear(module, dtype))

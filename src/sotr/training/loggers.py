@@ -3,7 +3,6 @@
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +72,15 @@ class Service(Logger):
 
     def log_pictures(self, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
         """RGB pictures by name."""
+        self._tell(lambda: self._log_pictures(pictures, step))
+
+    def _log_pictures(self, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
         if isinstance(self.logger, WandbLogger):
-            shown = self.logger
-            self._tell(lambda: shown.log_image("validation", list(pictures.values()), step, caption=list(pictures)))
+            self.logger.log_image("validation", list(pictures.values()), step, caption=list(pictures))
             return
-        client, run_id = self.logger.experiment, self.logger.run_id
         for name, picture in pictures.items():
             key = re.sub(r"[^A-Za-z0-9_.\- ]", "-", name)  # MLflow takes no others
-            self._tell(partial(client.log_image, run_id, picture, key=key, step=step))
+            self.logger.experiment.log_image(self.logger.run_id, picture, key=key, step=step)
 
     def save(self) -> None:
         """Send what waits."""

@@ -68,8 +68,9 @@ def train(
         batch_size: Pictures per step over all devices, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
         image_size: Shortest edge of a picture in pixels, instead of the model's.
-        suggest: Let a preset's image size, scale ranges and grids follow from the data, and the batch size from the
-            memory there is; what changes is said, and image_size, batch_size and a recipe of your own win.
+        suggest: Let a preset's image size, scale ranges and grids follow from the data, and the batch size from
+            their number and the memory there is; what changes is said, and image_size, batch_size and a recipe of your
+            own win.
         backbone_weights: First weights of the backbone alone: imagenet, which timm fetches from the Hugging Face hub; a
             .safetensors or PyTorch file of a timm model; or none, the default.
         early_stop: End after this many validations without a better AP, instead of the recipe's number; 0 is never.
