@@ -5,7 +5,7 @@ from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sotr.rle import decode_counts, encode_counts, mask_counts
+from sotr.rle import decode_counts, encode_counts, mask_boxes, mask_counts
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 70))
 
@@ -18,6 +18,14 @@ def test_masks_are_encoded_as_by_the_library(shape, density, seed):
     assert [text.encode() for text in found] == [
         rle["counts"] if isinstance(rle["counts"], bytes) else rle["counts"].encode() for rle in expected
     ]
+
+
+@given(shape=shapes, density=st.sampled_from([0.0, 0.003, 0.3, 1.0]), seed=st.integers(0, 99))
+def test_boxes_are_those_of_the_library(shape, density, seed):
+    masks_IWH = np.random.default_rng(seed).random(shape) < density
+    boxes = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(masks_IWH.view(np.uint8).transpose(2, 1, 0))))
+    boxes[:, 2:] += boxes[:, :2]
+    np.testing.assert_array_equal(mask_boxes(masks_IWH), boxes)
 
 
 @given(st.lists(st.lists(st.integers(0, 2**33), max_size=9), max_size=5))

@@ -74,7 +74,7 @@ class Instances:
         """
         size = (int(image_size[0]), int(image_size[1]))
         plain_rles = [_plain_rle(rle, size) for rle in rles]
-        return cls.from_encoded(scores, labels, plain_rles, class_names, category_ids, size)
+        return cls.from_encoded(scores, labels, plain_rles, _boxes(plain_rles), class_names, category_ids, size)
 
     @classmethod
     def from_encoded(
@@ -82,12 +82,15 @@ class Instances:
         scores: ArrayLike,
         labels: ArrayLike,
         rles: Sequence[dict[str, Any]],
+        boxes_I4: NDArray[np.floating | np.integer],
         class_names: Sequence[str],
         category_ids: Sequence[int],
         image_size: tuple[int, int],
     ) -> "Instances":
-        """The same as `from_rles` for RLEs that `encode_masks` made of masks of `image_size`: they are taken as they
-        are, for checking them takes longer than making them."""
+        """The same as `from_rles` for RLEs that `encode_masks` made of masks of `image_size`, and their boxes (xyxy).
+
+        Both are taken as they are, for checking them takes longer than making them.
+        """
         scores_I = np.asarray(scores, np.float32).reshape(-1)
         labels_I = np.asarray(labels, np.int64).reshape(-1)
         size = (int(image_size[0]), int(image_size[1]))
@@ -105,10 +108,8 @@ class Instances:
 
         order = np.argsort(-scores_I, kind="stable")
         sorted_rles = [rles[i] for i in order]
-        # An empty list gives an empty (0, 4) array.
-        boxes_I4 = np.asarray(coco_mask.toBbox(sorted_rles), np.float32).reshape(-1, 4)
-        boxes_I4[:, 2:] += boxes_I4[:, :2]
-        return cls(scores_I[order], labels_I[order], boxes_I4, tuple(sorted_rles), names, ids, size)
+        sorted_boxes = np.asarray(boxes_I4[order], np.float32)
+        return cls(scores_I[order], labels_I[order], sorted_boxes, tuple(sorted_rles), names, ids, size)
 
     @classmethod
     def from_masks(
@@ -127,7 +128,8 @@ class Instances:
         if masks_IHW.ndim != 3:
             raise SOTRError(f"masks must have shape (objects, height, width), got {masks_IHW.shape}")
         height, width = masks_IHW.shape[1:]
-        return cls.from_encoded(scores, labels, encode_masks(masks_IHW), class_names, category_ids, (height, width))
+        rles = encode_masks(masks_IHW)
+        return cls.from_encoded(scores, labels, rles, _boxes(rles), class_names, category_ids, (height, width))
 
     @classmethod
     def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
@@ -315,6 +317,13 @@ def encoded(counts: Sequence[tuple[Ints, Ints]], size: tuple[int, int]) -> list[
     offsets = np.concatenate(([0], np.cumsum(sizes)))
     texts = encode_counts(np.concatenate([lengths for lengths, _ in counts]), offsets)
     return [{"size": list(size), "counts": text} for text in texts]
+
+
+def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
+    """Tight boxes, I x 4, xyxy."""
+    boxes_I4 = np.asarray(coco_mask.toBbox(list(rles)), np.float32).reshape(-1, 4)  # an empty list gives (0, 4)
+    boxes_I4[:, 2:] += boxes_I4[:, :2]
+    return boxes_I4
 
 
 def _text(counts: str | bytes) -> str:

@@ -106,6 +106,23 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     return ends[1:] - ends[:-1], before + np.arange(len(borders))
 
 
+def mask_boxes(masks_IWH: NDArray[np.bool_]) -> Ints:
+    """Tight boxes of dense masks that lie in memory column by column.
+
+    Args:
+        masks_IWH: I masks, I x width x height.
+
+    Returns:
+        I x 4, xyxy in pixels, half-open; zeros for a mask without pixels.
+    """
+    sides = []
+    for along in (np.any(masks_IWH, 2), np.any(masks_IWH, 1)):
+        first, last = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
+        sides.append(np.where(np.any(along, 1), (first, last), 0))
+    (left, right), (top, bottom) = sides
+    return np.stack([left, top, right, bottom], 1)
+
+
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
     """Compressed RLE strings of run lengths, those of string i at `offsets[i]:offsets[i + 1]`."""
     small = counts.max(initial=0) < 2**31

@@ -8,9 +8,12 @@ from torch import nn
 from sotr.config import SOTRConfig
 from sotr.network import SOTR
 from sotr.network.attention import short_attention
+from sotr.network.fast_conv import fast_conv
+from sotr.network.in_step import TransformerInStep
 from sotr.network.large_maps import LARGE, GroupNormInPlace
-from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, onednn_conv, product
+from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, product
 from sotr.network.prepare import prepare_for_inference
+from sotr.network.winograd import WinogradConv
 
 NANO = SOTRConfig.preset("sotr-nano", num_classes=3)
 
@@ -77,6 +80,29 @@ def test_predicts_the_same_where_every_map_is_large(monkeypatch, backbone, trace
             assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"transformer": "pure_twin", "mask_transformer_levels": ()},
+        {"variant": "released", "mlp_ratio": 4.0},
+    ],
+)
+def test_predicts_the_same_with_every_3x3_convolution_as_winograd_has_it(monkeypatch, changes, batch):
+    monkeypatch.setattr("sotr.network.fast_conv.WINOGRAD_FROM", 0)
+    monkeypatch.setattr("sotr.network.winograd.TILES_PER_THREAD", 0)
+    network = lively(replace(NANO, **changes))
+    prepared = prepare_for_inference(network)
+    convs = [module for module in prepared.modules() if isinstance(module, WinogradConv)]
+    assert len(convs) > 8
+    assert isinstance(prepared.transformer, TransformerInStep) == (not changes)
+    images = torch.randn(batch, 3, 64, 96)
+    with torch.inference_mode():
+        for found, expected in zip(prepared(images), network(images), strict=True):
+            assert relative(found, expected) < 1e-5
+
+
 def test_resnets_have_no_norm_activation_or_sum_left():
     prepared = prepare_for_inference(lively(replace(NANO, backbone="resnet26", depth=1)))
     body = prepared.backbone.body
@@ -124,6 +150,11 @@ def test_linear_layers_equal_pytorch(bias):
         ((8, 16, 1, 2, 0), False, OneDNNPointwiseConv),
         ((8, 16, 1, 1, 1), False, OneDNNConv),
         ((1024, 1024, 1, 1, 0), True, OneDNNPointwiseConv),
+        ((256, 256, 3, 1, 1), False, WinogradConv),
+        ((256, 256, 3, 1, 1), True, OneDNNConv),
+        ((256, 256, 3, 1, 0), False, OneDNNConv),
+        ((256, 256, 3, 2, 1), False, OneDNNConv),
+        ((256, 128, 3, 1, 1), False, OneDNNConv),
     ],
 )
 def test_convolutions_equal_pytorch(shape, adds, kind, bias):
@@ -133,17 +164,17 @@ def test_convolutions_equal_pytorch(shape, adds, kind, bias):
     close = {"rtol": 1e-4, "atol": 1e-4} if shape[0] > 8 else {}
     with torch.inference_mode():
         expected = conv(image)
-        leaky = onednn_conv(conv, torch.float32, "leaky_relu", 0.1, adds=adds)
+        leaky = fast_conv(conv, torch.float32, "leaky_relu", 0.1, adds=adds)
         assert type(leaky) is kind
         torch.testing.assert_close(leaky(image), nn.functional.leaky_relu(expected, 0.1), **close)
-        relu = onednn_conv(conv, torch.float32, "relu", adds=adds)
+        relu = fast_conv(conv, torch.float32, "relu", adds=adds)
         torch.testing.assert_close(relu(image.contiguous()), expected.relu(), **close)
-        for activation, after in (("none", lambda x: x), ("relu", torch.relu)):
+        for activation, after in (("none", lambda x: x), ("relu", torch.relu)) if kind is not WinogradConv else ():
             other = torch.randn_like(expected)
             summed = after(expected + other)
-            over = onednn_conv(conv, torch.float32, activation, adds=adds, in_place=True)
+            over = fast_conv(conv, torch.float32, activation, adds=adds, in_place=True)
             torch.testing.assert_close(
-                onednn_conv(conv, torch.float32, activation, adds=adds)(image, other), summed, **close
+                fast_conv(conv, torch.float32, activation, adds=adds)(image, other), summed, **close
             )
             found = over(image, other)
             torch.testing.assert_close(found, summed, **close)

@@ -15,7 +15,7 @@ from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
-from sotr.rle import encode_counts, mask_counts
+from sotr.rle import Ints, encode_counts, mask_boxes, mask_counts
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -74,7 +74,7 @@ def decode(
         objects = _select(
             scores_BKM[picture], predictions.kernels_BKD[picture].float(), features_Ehw, strides_K, options
         )
-        rles = _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options)
+        rles, boxes_I4 = _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options)
         # A mask of the features' resolution may hold no pixel of a smaller original.
         [empty] = encode_counts(np.array([original_size[0] * original_size[1]]), np.array([0, 1]))
         filled = [i for i, rle in enumerate(rles) if rle["counts"] != empty]
@@ -82,6 +82,7 @@ def decode(
             objects.scores_I.cpu().numpy()[filled],
             objects.labels_I.cpu().numpy()[filled],
             [rles[i] for i in filled],
+            boxes_I4[filled],
             tuple(class_names),
             tuple(category_ids),
             original_size,
@@ -193,10 +194,10 @@ def _rles(
     image_size: tuple[int, int],
     original_size: tuple[int, int],
     options: DecodeOptions,
-) -> list[dict[str, Any]]:
-    """Make masks, resize them to the original picture, threshold and compress them."""
+) -> tuple[list[dict[str, Any]], Ints]:
+    """Make masks, resize them to the original picture, threshold and compress them; and their boxes (I, 4), xyxy."""
     if not len(kernels_ID):
-        return []
+        return [], np.zeros((0, 4), np.int64)
     h, w = features_Ehw.shape[1:]
     padded = (h * MASK_STRIDE, w * MASK_STRIDE)
     at_once = UPSAMPLED_PIXELS
@@ -204,10 +205,12 @@ def _rles(
         at_once = CACHED_PIXELS
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    counts = []
+    counts, boxes = [], []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
             maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
             masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size).gt_(level).bool()
-            counts.append(mask_counts(masks_IWH.cpu().numpy()))
-    return encoded(counts, original_size)
+            dense_IWH = masks_IWH.cpu().numpy()
+            counts.append(mask_counts(dense_IWH))
+            boxes.append(mask_boxes(dense_IWH))
+    return encoded(counts, original_size), np.concatenate(boxes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sotr.network.backbone import FPN
-from sotr.network.onednn import onednn_conv
+from sotr.network.fast_conv import fast_conv
 
 LARGE = 32 << 20
 """Bytes from which glibc's malloc hands out fresh pages every time, however often such memory was freed before."""
@@ -30,9 +30,9 @@ class FusedFPN(nn.Module):
     def __init__(self, fpn: FPN, dtype: torch.dtype) -> None:
         super().__init__()
         *lower, top = (cast(nn.Conv2d, block[0]) for block in fpn.pyramid.inner_blocks)
-        self.top = onednn_conv(top, dtype)
-        self.laterals = nn.ModuleList(onednn_conv(conv, dtype, adds=True, in_place=True) for conv in lower)
-        self.outputs = nn.ModuleList(onednn_conv(block[0], dtype) for block in fpn.pyramid.layer_blocks)
+        self.top = fast_conv(top, dtype)
+        self.laterals = nn.ModuleList(fast_conv(conv, dtype, adds=True, in_place=True) for conv in lower)
+        self.outputs = nn.ModuleList(fast_conv(block[0], dtype) for block in fpn.pyramid.layer_blocks)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """P2..P6 of C channels each, from C2..C5."""

@@ -44,37 +44,8 @@ class OneDNNLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "none")
 
 
-ADDING_CONV_UP_TO = {torch.float32: 1 << 20, torch.bfloat16: 1 << 18}
-"""Weights below which a 1x1 convolution that adds in the same pass is quicker than a matrix product and a sum: oneDNN
-falls to a fifth of its speed (float32) or less (bfloat16) in many 1x1 convolutions with more."""
-
-
-def onednn_conv(
-    conv: nn.Conv2d,
-    dtype: torch.dtype,
-    activation: str = "none",
-    slope: float | None = None,
-    adds: bool = False,
-    in_place: bool = False,
-) -> "OneDNNConv | OneDNNPointwiseConv":
-    """A convolution for inference, its weight laid out as oneDNN wants it, with what follows it in the same pass.
-
-    Args:
-        conv: the convolution, padded with zeros.
-        dtype: of the weight, the sums and the result; inputs are cast to it.
-        activation: "none", "relu" or "leaky_relu".
-        slope: of the Leaky ReLU.
-        adds: a tensor will be added to each result, before the activation.
-        in_place: the result may be written over that tensor, which nobody reads again.
-    """
-    pointwise = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
-    if pointwise and not (adds and conv.weight.numel() < ADDING_CONV_UP_TO.get(dtype, 0)):
-        return OneDNNPointwiseConv(conv, dtype, activation, slope)
-    return OneDNNConv(conv, dtype, activation, slope, in_place)
-
-
 class OneDNNConv(nn.Module):
-    """A convolution through oneDNN; arguments as those of `onednn_conv`."""
+    """A convolution through oneDNN; arguments as those of `fast_conv`."""
 
     def __init__(
         self, conv: nn.Conv2d, dtype: torch.dtype, activation: str, slope: float | None, in_place: bool
@@ -102,7 +73,7 @@ class OneDNNConv(nn.Module):
 
 
 class OneDNNPointwiseConv(nn.Module):
-    """A 1x1 convolution as a matrix product on the channels of each cell; arguments as those of `onednn_conv`."""
+    """A 1x1 convolution as a matrix product on the channels of each cell; arguments as those of `fast_conv`."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, activation: str, slope: float | None) -> None:
         super().__init__()

@@ -12,10 +12,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sotr.network.attention import RowAttention, short_attention
 from sotr.network.deformable import DeformableConv
+from sotr.network.fast_conv import fast_conv
+from sotr.network.in_step import TransformerInStep
 from sotr.network.large_maps import FusedFPN, GroupNormInPlace
-from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, has_onednn, onednn_conv
+from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, has_onednn
 from sotr.network.sotr import SOTR
-from sotr.network.transformer import MLP, ConvolutionBlock
+from sotr.network.transformer import MLP, ConvolutionBlock, Transformer
+from sotr.network.winograd import WinogradConv
 
 
 def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> SOTR:
@@ -23,8 +26,9 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
 
     Batch norms are folded into the convolutions before them, and everything is laid out channels last. On CPUs with
     oneDNN, convolutions and linear layers go through it, their weights laid out once and for all, with ReLU, Leaky
-    ReLU, GELU and residual sums in the same pass; sums and norms of large maps are written over them. The copy can be
-    neither trained, nor saved, nor exported; it does not follow later changes of the network.
+    ReLU, GELU and residual sums in the same pass; sums and norms of large maps are written over them; 3x3 convolutions
+    of many channels are Winograd's in float32, with weights five times as large. The copy can be neither trained, nor
+    saved, nor exported; it does not follow later changes of the network.
 
     Args:
         network: stays as it is.
@@ -45,6 +49,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
         if dtype == torch.float32:
             _norm_in_place(prepared.mask_features)
         _use_onednn(prepared, dtype)
+        if isinstance(prepared.transformer, Transformer) and _all_winograd(prepared.transformer):
+            prepared.set_submodule("transformer", TransformerInStep(prepared.transformer))
     elif dtype != torch.float32:
         prepared.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
     if body is not None:
@@ -52,6 +58,12 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
         body.recompile()
         body.delete_all_unused_submodules()
     return prepared
+
+
+def _all_winograd(transformer: Transformer) -> bool:
+    blocks = [module for module in transformer.modules() if isinstance(module, ConvolutionBlock)]
+    convs = [conv for block in blocks for conv in (block.conv1, block.conv2)]
+    return bool(convs) and all(isinstance(conv, WinogradConv) for conv in convs)
 
 
 class _Tracer(fx.Tracer):
@@ -114,12 +126,12 @@ def _fuse_residual_sums(body: fx.GraphModule, dtype: torch.dtype) -> None:
         else:
             continue
         order = {each: place for place, each in enumerate(body.graph.nodes)}
-        fresh = isinstance(_layer(body, shortcut), nn.Conv2d | OneDNNConv | OneDNNPointwiseConv)
+        fresh = isinstance(_layer(body, shortcut), nn.Conv2d | OneDNNConv | OneDNNPointwiseConv | WinogradConv)
         in_place = fresh and all(order[user] <= order[node] for user in shortcut.users)
         relu = _follower(node)
         relu = relu if isinstance(_layer(body, relu), nn.ReLU) else None
         conv: Any = _layer(body, conv_node)
-        fused = onednn_conv(conv, dtype, "none" if relu is None else "relu", adds=True, in_place=in_place)
+        fused = fast_conv(conv, dtype, "none" if relu is None else "relu", adds=True, in_place=in_place)
         body.set_submodule(conv_node.target, fused)
         conv_node.args = (conv_node.args[0], shortcut)
         node.prepend(conv_node)
@@ -149,7 +161,7 @@ def _fuse_relus(body: fx.GraphModule, dtype: torch.dtype) -> None:
     for node in list(body.graph.nodes):
         conv, relu = _layer(body, node), _follower(node)
         if _fits(conv) and relu is not None and isinstance(_layer(body, relu), nn.ReLU):
-            body.set_submodule(node.target, onednn_conv(conv, dtype, "relu"))
+            body.set_submodule(node.target, fast_conv(conv, dtype, "relu"))
             relu.replace_all_uses_with(node)
             body.graph.erase_node(relu)
 
@@ -176,10 +188,10 @@ def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:
             module[1] = nn.Identity()
         elif isinstance(module, ConvolutionBlock):
             slope = module.activation.negative_slope
-            module.set_submodule("conv1", onednn_conv(module.conv1, dtype, "leaky_relu", slope))
+            module.set_submodule("conv1", fast_conv(module.conv1, dtype, "leaky_relu", slope))
             module.set_submodule("activation", nn.Identity())
     for name, module in list(network.named_modules()):
         if _fits(module):
-            network.set_submodule(name, onednn_conv(module, dtype))
+            network.set_submodule(name, fast_conv(module, dtype))
         elif isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
             network.set_submodule(name, OneDNNLinear(module, dtype))

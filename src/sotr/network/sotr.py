@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.network.backbone import FPN, Backbone
 from sotr.network.heads import ClassHead, KernelHead, StaticKernels
+from sotr.network.in_step import TransformerInStep
 from sotr.network.mask_features import MaskFeatures
 from sotr.network.released import ReleasedTransformer, resize_released, stride_in_first_convolution
 from sotr.network.transformer import Transformer
@@ -83,8 +84,10 @@ class SOTR(nn.Module):
 
     def _transform(self, maps_BCNN: list[Tensor]) -> list[Tensor]:
         """The transformer's output for each map."""
-        # It saves launches, of which a GPU has too many for one picture; elsewhere joining the cells only costs copies.
-        if isinstance(self.transformer, Transformer) and maps_BCNN[0].is_cuda and maps_BCNN[0].shape[0] == 1:
+        # For one picture it saves launches, of which a GPU has too many, or has weights read once for all maps; with
+        # more pictures joining the cells only costs copies, and so it does where nothing was made for it.
+        takes_all = Transformer if maps_BCNN[0].is_cuda else TransformerInStep
+        if isinstance(self.transformer, takes_all) and len(maps_BCNN[0]) == 1:
             return self.transformer.together(maps_BCNN)
         return [self.transformer(x_BCNN) for x_BCNN in maps_BCNN]
 

@@ -59,7 +59,7 @@ class OriginalLayer(nn.Module):
 
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
-        return self.together(join([x_BNNC]), [_shape(x_BNNC)]).view(x_BNNC.shape)
+        return self.together(join([x_BNNC]), [map_shape(x_BNNC)]).view(x_BNNC.shape)
 
     def together(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
         """The cells of maps of these shapes, (T, C) -> the same shape."""
@@ -120,14 +120,15 @@ class Transformer(nn.Module):
     def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
         """Several maps, which do not see one another, through each layer at once."""
         maps_BNNC = [self.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
-        shapes = [_shape(x_BNNC) for x_BNNC in maps_BNNC]
+        shapes = [map_shape(x_BNNC) for x_BNNC in maps_BNNC]
         x_TC = join(maps_BNNC)
         for layer in self.layers:
             x_TC = cast(OriginalLayer, layer).together(x_TC, shapes)
         return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in split(self.norm(x_TC), shapes)]
 
 
-def _shape(x_BNNC: Tensor) -> Shape:
+def map_shape(x_BNNC: Tensor) -> Shape:
+    """B, rows and columns."""
     batch, rows, columns, _ = x_BNNC.shape
     return batch, rows, columns
 

@@ -1,0 +1,44 @@
+"""The transformer for inference on CPUs: the maps of a picture go through its layers side by side."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from sotr.network.transformer import HybridTwinLayer, Transformer, join, map_shape, split
+from sotr.network.winograd import WinogradConv
+
+
+class TransformerInStep(nn.Module):
+    """Every layer takes all maps, one by one, before the next layer does; its convolutions take them at once.
+
+    The cells are not joined as in `Transformer.together`: what an MLP makes of one map stays in the cache.
+
+    Args:
+        transformer: of hybrid twin layers with `WinogradConv`.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, x_BCNN: Tensor) -> Tensor:
+        """(B, C, rows, columns) -> the same shape."""
+        return self.transformer(x_BCNN)
+
+    def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
+        """Several maps, which do not see one another."""
+        maps_BNNC = [self.transformer.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
+        shapes = [map_shape(x_BNNC) for x_BNNC in maps_BNNC]
+        cells = [join([x_BNNC]) for x_BNNC in maps_BNNC]
+        for layer in cast(Sequence[HybridTwinLayer], self.transformer.layers):
+            for x_TC, shape in zip(cells, shapes, strict=True):
+                x_TC += layer.attend(layer.attention_norm(x_TC), [shape])
+            maps_BCNN = [split(x_TC, [shape])[0].permute(0, 3, 1, 2) for x_TC, shape in zip(cells, shapes, strict=True)]
+            for conv in (layer.convolution.conv1, layer.convolution.conv2):
+                maps_BCNN = cast(WinogradConv, conv).together(maps_BCNN)
+            for x_TC, y_BCNN in zip(cells, maps_BCNN, strict=True):
+                x_TC += y_BCNN.permute(0, 2, 3, 1).flatten(0, 2)
+                x_TC += layer.mlp(layer.mlp_norm(x_TC))
+        normed = [self.transformer.norm(x_TC) for x_TC in cells]
+        return [split(x_TC, [shape])[0].permute(0, 3, 1, 2) for x_TC, shape in zip(normed, shapes, strict=True)]
