@@ -4,8 +4,9 @@
     python benchmarks/operators.py
 
 First the 1 x 1 convolutions of a ResNet-50 with ReLU, as oneDNN's convolution and as its matrix product, without and
-with a shortcut to add (the product then needs passes of their own for sum and ReLU); then attention over rows of cells,
-fused and plain, before and after the number of threads is set to what it is. Medians of nine runs.
+with a shortcut to add (the product then needs passes of their own for sum and ReLU); then 3 x 3 ones in float32,
+direct and by Winograd's arithmetic; then attention over rows of cells, fused and plain, before and after the number of
+threads is set to what it is. Medians of nine runs.
 """
 
 import statistics
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from sotr.network.attention import plain_attention
 from sotr.network.onednn import OneDNNConv, OneDNNPointwiseConv
+from sotr.network.winograd import WinogradConv
 
 SHAPES = [
     (64, 256, 200, 272),
@@ -31,6 +33,19 @@ SHAPES = [
     (2048, 512, 25, 34),
 ]
 """Channels before and after, height and width."""
+
+SHAPES_3X3 = [
+    (64, 64, 200, 272),
+    (128, 128, 100, 136),
+    (256, 256, 50, 68),
+    (512, 512, 25, 34),
+    (256, 256, 200, 272),
+    (256, 256, 100, 136),
+    (256, 256, 40, 40),
+    (256, 256, 24, 24),
+    (256, 128, 200, 272),
+]
+"""The same, of 3x3 convolutions."""
 
 ROWS = (12, 24, 40, 48, 64, 96)
 
@@ -48,7 +63,7 @@ def median_ms(work: Callable[[], object], runs: int = 9) -> float:
 
 @torch.inference_mode()
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}\n")
     print("| type | channels | map | convolution, ms | product, ms | adding convolution, ms | product and sum, ms |")
     print("|---|---|---|---:|---:|---:|---:|")
@@ -70,6 +85,13 @@ def main() -> None:
             ]
             cells = " | ".join(f"{ms:.2f}" for ms in times)
             print(f"| {str(dtype).removeprefix('torch.')} | {before} to {after} | {height} x {width} | {cells} |")
+    print("\n| channels | map | direct, ms | Winograd, ms |\n|---|---|---:|---:|")
+    for before, after, height, width in SHAPES_3X3:
+        conv = WinogradConv(nn.Conv2d(before, after, 3, padding=1), "none", None)
+        x = torch.randn(1, before, height, width).to(memory_format=torch.channels_last)
+        direct = median_ms(lambda conv=conv, x=x: conv.direct(x))
+        tiled = median_ms(lambda conv=conv, x=x: conv(x))
+        print(f"| {before} to {after} | {height} x {width} | {direct:.2f} | {tiled:.2f} |")
     for set_or_not in ("as PyTorch starts", "after torch.set_num_threads"):
         if set_or_not != "as PyTorch starts":
             torch.set_num_threads(torch.get_num_threads())

@@ -3,17 +3,24 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from sotr.config import SOTRConfig
+from sotr.data.batches import Batch
 from sotr.data.sampling import EpochSampler
 from sotr.errors import SOTRError
 from sotr.learning import Assignment
@@ -21,7 +28,9 @@ from sotr.model import Segmenter
 from sotr.network import SOTR
 from sotr.training import Recipe, train
 from sotr.training.devices import Devices
-from sotr.training.module import shared_normalisers
+from sotr.training.module import SOTRModule, shared_normalisers
+from sotr.training.settings import check_same_sharing, surroundings
+from sotr.training.work import TrainingInterrupted
 from tests.training.conftest import CONFIG, PROCESSES
 
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
@@ -47,11 +56,44 @@ def _rank(rank: int, port: int, settings: dict[str, Any]) -> None:
     train(**settings, devices=2)
 
 
-def train_in_two_processes(settings: dict[str, Any]) -> None:
+class ShardedOnCPU(FSDPStrategy):
+    """Lightning refuses its own class on CPUs, PyTorch can do it: slowly, but with the same collective calls."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **self.kwargs)
+
+    def barrier(self, name: str | None = None) -> None:
+        dist.barrier()  # gloo takes no device ids
+
+
+def _sharing_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
+    of_devices = Devices.trainer_arguments
+
+    def sharing(self: Devices) -> dict[str, Any]:
+        return of_devices(self) | {"strategy": ShardedOnCPU(state_dict_type="full")}
+
+    Devices.trainer_arguments = sharing  # type: ignore[method-assign]
+    _rank(rank, port, settings)
+
+
+def _stopping_rank(rank: int, port: int, settings: dict[str, Any]) -> None:
+    on_start = SOTRModule.on_train_batch_start
+
+    def stop_in_third(self: SOTRModule, batch: Batch, batch_idx: int) -> None:
+        on_start(self, batch, batch_idx)
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    SOTRModule.on_train_batch_start = stop_in_third  # type: ignore[method-assign]
+    with pytest.raises(TrainingInterrupted, match="after step 3 of 4"):
+        _sharing_rank(rank, port, settings)
+
+
+def train_in_two_processes(settings: dict[str, Any], target: Callable[..., None] = _rank) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [PROCESSES.Process(target=_rank, args=(rank, port, settings)) for rank in range(2)]
+    processes = [PROCESSES.Process(target=target, args=(rank, port, settings)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -226,6 +268,40 @@ def test_settings_that_several_devices_cannot_follow() -> None:
     Devices(torch.device("cpu")).check(recipe)
     with pytest.raises(SOTRError, match=r"16-mixed needs a GPU"):
         Devices(torch.device("cpu")).check(Recipe(epochs=1, precision="16-mixed"))
+
+
+def test_weights_shared_out_to_two_processes_train_validate_and_are_saved_whole(
+    coco_folder: Path, tmp_path: Path
+) -> None:
+    """Stopped and continued, with a norm of gradients and an optimiser's state of which each process has a part."""
+    changes = {"iterations": 4, "momentum": 0.9, "clip_norm": 0.5}
+    settings = settings_of(tmp_path, coco_folder, **changes)
+    train_in_two_processes(settings | {"out": str(tmp_path / "shared")}, _stopping_rank)
+    assert not (tmp_path / "shared" / "model").exists()
+    again = {name: settings[name] for name in ("device", "workers", "quiet")}
+    train_in_two_processes(again | {"out": str(tmp_path / "shared"), "resume": True}, _sharing_rank)
+    train_in_two_processes(settings | {"out": str(tmp_path / "copied")})
+    shared, copied = weights(tmp_path / "shared"), weights(tmp_path / "copied")
+    assert shared.keys() == copied.keys()
+    for name, value in copied.items():
+        torch.testing.assert_close(
+            shared[name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    found, expected = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("shared", "copied"))
+    assert found.keys() == expected.keys()
+    assert (tmp_path / "shared" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("before", ["ddp", "fsdp"])
+def test_an_optimiser_is_resumed_as_it_was_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    cuda = torch.device("cuda")
+    run = surroundings(Devices(cuda, per_node=2, strategy=before), "bf16-mixed")
+    check_same_sharing(tmp_path, run, Devices(cuda, per_node=8, strategy=before))
+    other = Devices(cuda, strategy="ddp" if before == "fsdp" else "fsdp")
+    with pytest.raises(SOTRError, match=f"strategy was {before}"):
+        check_same_sharing(tmp_path, run, other)
 
 
 @pytest.mark.gpu

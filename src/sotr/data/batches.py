@@ -64,7 +64,7 @@ class EvalSample:
     original_size: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class EvalBatch:
     """B preprocessed pictures."""
 
@@ -90,7 +90,7 @@ class EvalBatch:
         return _map_tensors(self, Tensor.pin_memory)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class Batch(EvalBatch):
     """B training pictures with what they teach."""
 

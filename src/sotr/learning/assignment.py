@@ -13,7 +13,7 @@ _REACH = torch.tensor([(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
 """Offsets from an object's central cell: it takes 3 x 3 cells at most."""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class Assignment:
     """The cells of a batch that learn an object, P in all, and the class of every cell."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class Targets:
     """The objects of one picture, in the coordinates of the padded network input."""
 

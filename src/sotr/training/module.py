@@ -6,9 +6,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
@@ -87,6 +89,11 @@ class SOTRModule(pl.LightningModule):
                 norm.eval()
         return self
 
+    def configure_model(self) -> None:
+        """Where weights are shared out they are contiguous; their optimiser's state would come back in another order."""
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            self.network.to(memory_format=torch.contiguous_format)
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy without waiting: the loader has pinned the memory."""
         return batch.to(device, non_blocking=True)
@@ -137,13 +144,28 @@ class SOTRModule(pl.LightningModule):
         if self._batch is None:
             return
         batch, self._batch = self._batch, None
-        largest = get_total_norm([p.grad for p in self.parameters() if p.grad is not None], torch.inf)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None and p.grad.numel()]
+        largest = get_total_norm(gradients, torch.inf)
         if not torch.isfinite(largest):
             raise LossNotFinite(batch, self.latest, largest)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients, of which this process may have but a part."""
+        whole = self.trainer.strategy.model
+        if gradient_clip_val is not None and isinstance(whole, FullyShardedDataParallel):
+            whole.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def has_finite_weights(self) -> bool:
         """Whether no weight of this process is infinite or not a number; waits for the device."""
-        return bool(get_total_norm(self.parameters(), torch.inf).isfinite())
+        held = [weight for weight in self.parameters() if weight.numel()]  # where they are shared out, not all are here
+        return not held or bool(get_total_norm(held, torch.inf).isfinite())
 
     def _check_loss(self) -> None:
         if self._unchecked is None:

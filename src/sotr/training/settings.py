@@ -300,6 +300,19 @@ def check_same_data(
     _refuse(folder, [f"{key} was {before[key]!r}, now {now[key]!r}" for key in now if now[key] != before[key]])
 
 
+def check_same_sharing(folder: Path, run: Mapping[str, Any], devices: Devices) -> None:
+    """Refuse to resume a run whose devices shared out the weights with some that do not, or the other way round: an
+    optimiser's state is kept in another order.
+
+    Raises:
+        SOTRError: they differ.
+    """
+    before, now = (
+        "fsdp" if shares else "ddp or auto" for shares in (run["shares_weights"], devices.strategy == "fsdp")
+    )
+    _refuse(folder, [f"strategy was {before}, now {now}"] if before != now else [])
+
+
 def _refuse(folder: Path, differences: list[str]) -> None:
     if differences:
         raise SOTRError(
@@ -342,4 +355,9 @@ def surroundings(devices: Devices, precision: str) -> dict[str, Any]:
     if devices.total > 1:
         name = f"{devices.total} x {name}"
     versions = {package: version(package) for package in ("sotr", "torch", "torchvision", "timm", "lightning")}
-    return {"device": name, "precision": precision, "versions": versions | {"python": platform.python_version()}}
+    return {
+        "device": name,
+        "precision": precision,
+        "shares_weights": devices.strategy == "fsdp",
+        "versions": versions | {"python": platform.python_version()},
+    }

@@ -157,6 +157,8 @@ def train(
     first_weights = None
     if continued:
         settings.check_same_data(folder, run, train_data, val_data)
+        if resume:
+            settings.check_same_sharing(folder, run, used)
     else:
         run = settings.new_run(folder, data, arguments, means, train_data, val_data, used)
         for reason in run["advice"]:
