@@ -90,7 +90,7 @@ class SOTRModule(pl.LightningModule):
         return self
 
     def configure_model(self) -> None:
-        """Where weights are shared out they are contiguous; their optimiser's state would come back in another order."""
+        """Where weights are shared out they are contiguous: their optimiser's state would come back permuted."""
         if isinstance(self.trainer.strategy, FSDPStrategy):
             self.network.to(memory_format=torch.contiguous_format)
 
