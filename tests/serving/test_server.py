@@ -1,13 +1,16 @@
 """Starting, slow clients, too many clients, and stopping."""
 
 import contextlib
+import io
 import signal
 import socket
 import threading
 import time
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from sotr.cli import run
 from tests.serving.conftest import Server, problem, running
@@ -48,6 +51,31 @@ def test_a_slow_client_takes_its_place_for_a_bounded_time_and_others_are_told(st
         assert b'"too_slow"' in answer
     assert strict.metric("sotr_requests_shed_total") == 1
     assert strict.http.get("readyz").status_code == 200
+
+
+def test_an_answer_that_is_not_read_keeps_its_place_for_a_bounded_time(strict: Server) -> None:
+    noise = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (1300, 1700, 3), np.uint8)
+    Image.fromarray(pixels).save(noise, "BMP")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", strict.port))
+        client.sendall(head(noise.tell()).replace(b"/predict", b"/upright") + noise.getvalue())
+        client.settimeout(60)
+        start = client.recv(1000)  # the answer is made, and on its way
+        assert start.startswith(b"HTTP/1.1 200")
+        assert problem(strict.post(b"x"))[:2] == (503, "busy")
+        deadline = time.monotonic() + 60
+        while strict.metric("sotr_pictures_in_flight"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        received = len(start)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := client.recv(1 << 16):
+                received += len(piece)
+        assert received < pixels.nbytes // 2
+    whole = strict.post(noise.getvalue(), "upright")
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(whole.content))), pixels)
 
 
 def test_a_connection_without_a_request_is_cut(strict: Server) -> None:

@@ -2,11 +2,42 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
 
 from sotr.serving.intake import Limits
 from sotr.serving.monitor import Metrics
 from sotr.serving.problems import RequestError
+
+PIECE = 1 << 16
+"""Bytes of an answer that are handed to the connection at a time."""
+
+
+class Answer(Response):
+    """An answer that keeps its request's place until the client has taken it, but for the last of its pieces.
+
+    Given away in one piece it would lie in memory for as long as its client does not read it, and others be let in.
+
+    Args:
+        body: the answer.
+        media_type: its content type.
+        place: what ends when it is taken, or the client gone.
+    """
+
+    def __init__(self, body: bytes, media_type: str, place: AbstractContextManager[object]) -> None:
+        super().__init__(body, media_type=media_type)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; each piece waits until the connection has room."""
+        with self._place:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(0, len(self.body), PIECE):
+                piece = bytes(self.body[start : start + PIECE])
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body"})
 
 
 class Admission:

@@ -119,8 +119,7 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
         ] = "rle",
     ) -> Response:
         """Finds the objects in one picture. Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""
-        body = await service.predict(request, Settings(score, max_objects, format, masks))
-        return Response(body, media_type="application/json" if format == "json" else "image/png")
+        return await service.predict(request, Settings(score, max_objects, format, masks))
 
     @app.post(
         "/upright",
@@ -131,7 +130,7 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
     )
     async def upright(request: Request) -> Response:
         """Turned upright, 8 bit RGB, as PNG: what masks fit on. For kinds that browsers do not show, such as TIFF."""
-        return Response(await service.upright(request), media_type="image/png")
+        return await service.upright(request)
 
 
 def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> None:

@@ -150,6 +150,13 @@ def _guarded_protocol(timeout: float) -> type[H11Protocol]:
 
     class GuardedProtocol(H11Protocol):
         _cut: asyncio.TimerHandle | None = None
+        _taking: asyncio.TimerHandle | None = None
+
+        def pause_writing(self) -> None:
+            """The connection is full: from now on the client has a time to take its answer."""
+            super().pause_writing()
+            if self._taking is None:
+                self._taking = self.loop.call_later(timeout, self.transport.abort)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -163,10 +170,12 @@ def _guarded_protocol(timeout: float) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            self._taken()
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
+            self._taken()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
@@ -175,6 +184,11 @@ def _guarded_protocol(timeout: float) -> type[H11Protocol]:
             head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
             self.transport.close()
+
+        def _taken(self) -> None:
+            if self._taking is not None:
+                self._taking.cancel()
+                self._taking = None
 
         def _watch(self) -> None:
             if self.cycle is not None and not self.cycle.response_complete:

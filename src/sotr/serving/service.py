@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from sotr.data.images import load_image
 from sotr.errors import SOTRError
 from sotr.instances import Instances
 from sotr.predictor import Predictor
-from sotr.serving.admission import Admission
+from sotr.serving.admission import Admission, Answer
 from sotr.serving.answers import MaskKind, to_json, to_png
 from sotr.serving.batching import Batcher
 from sotr.serving.intake import Limits, read_picture
@@ -68,8 +69,8 @@ class Service:
         self._network_thread = ThreadPoolExecutor(1, "network")
         self._batcher: Batcher[_BatchKey, Any, Instances] = Batcher(self._segment, batch_size, self._network_thread)
 
-    async def predict(self, request: Request, settings: Settings) -> bytes:
-        """The answer's body for the picture in `request`.
+    async def predict(self, request: Request, settings: Settings) -> Answer:
+        """The answer for the picture in `request`.
 
         Raises:
             RequestError: the model does not give what is asked for, too many requests are there already, the picture is
@@ -89,30 +90,32 @@ class Service:
                 return await self._in_pool(to_json, instances, self.segmenter.name, settings.masks)
             return await self._in_pool(self._overlay, body, instances)
 
-        return await self._handle(request, work)
+        return await self._handle(request, work, "application/json" if settings.format == "json" else "image/png")
 
-    async def upright(self, request: Request) -> bytes:
+    async def upright(self, request: Request) -> Answer:
         """The picture in `request` as the model sees it, as a PNG file; raises as `predict` does."""
-        return await self._handle(request, lambda body: self._in_pool(lambda: to_png(self._load(body))))
+        return await self._handle(request, lambda body: self._in_pool(lambda: to_png(self._load(body))), "image/png")
 
     def close(self) -> None:
         """Let the threads end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._network_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _handle(self, request: Request, work: Callable[[bytes], Awaitable[bytes]]) -> bytes:
+    async def _handle(self, request: Request, work: Callable[[bytes], Awaitable[bytes]], media_type: str) -> Answer:
         """Admit a request, read its picture and work on that, unless time is up or the client has gone."""
-        with self.admission.request():
+        with ExitStack() as place:
+            place.enter_context(self.admission.request())
             body = None
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     body = await read_picture(request, self.limits)
-                    return await _unless_gone(request, work(body))
+                    answer = await _unless_gone(request, work(body))
             except TimeoutError:
                 limit = f"within the {self.limits.timeout:g} s that this server allows; send a smaller one"
                 if body is None:
                     raise RequestError(408, "too_slow", f"the picture did not come {limit}") from None
                 raise RequestError(504, "timeout", f"the picture could not be handled {limit}") from None
+            return Answer(answer, media_type, place.pop_all())
 
     async def _in_pool(self, function: Callable[..., R], *arguments: object) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
