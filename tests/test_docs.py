@@ -7,7 +7,8 @@ A comment right above a block of code changes what happens to it:
 - `<!-- tested with: THIS -> THAT -->`: it is run with THIS replaced by THAT, for the sake of time.
 
 Blocks without one are run if they are Python, everywhere, and if they are shell, on the pages `RUN_PAGES`; other pages'
-shell lines are parsed. A block ```yaml title="FILE" becomes that file. All blocks of a page share a folder and names.
+shell lines are parsed, and `sotr` lines run by the slow tests/test_guides.py. A block ```yaml title="FILE" becomes that
+file. All blocks of a page share a folder and names.
 """
 
 import ast
@@ -180,7 +181,7 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if page not in RUN_PAGES:  # those make what they need
         Image.open(demos.image_path("nuclear.png")).crop((0, 0, 320, 256)).save(folder / "cells.png")
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("PATH", f"{_programs(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     names: dict[str, object] = {}
     for block in (block for block in BLOCKS if block.page == page):
@@ -195,7 +196,7 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
-def _programs(folder: Path) -> Path:
+def programs(folder: Path) -> Path:
     """A folder with `sotr` and `python` as an installation would have them."""
     folder.mkdir()
     for name, command in (("sotr", f'"{sys.executable}" -m sotr.cli'), ("python", f'"{sys.executable}"')):

@@ -96,6 +96,7 @@ def test_bad_input_is_one_line(predictions: Path, tmp_path: Path) -> None:
     damaged = json.loads(predictions.read_text())
     damaged["annotations"][0]["segmentation"]["counts"] = "!"
     (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+    (tmp_path / "nuclei.xml").write_text("<?xml version='1.0'?><net/>")  # a model, say
     out = tmp_path / "tasks.json"
     for arguments, message in (
         ((tmp_path / "absent.json", out), "absent.json: no such file; sotr predict writes it"),
@@ -105,6 +106,7 @@ def test_bad_input_is_one_line(predictions: Path, tmp_path: Path) -> None:
         ((predictions, tmp_path / "tasks.txt"), "give a name that ends in .json"),
         ((predictions, tmp_path / "text.json" / "tasks.json"), "cannot write"),
         ((predictions, out, "", 2.0), "score is 2.0"),
+        ((predictions, tmp_path / "nuclei.json"), "nuclei.xml is no labelling configuration"),
     ):
         with pytest.raises(SOTRError, match=message) as caught:
             pre_annotate(*arguments)

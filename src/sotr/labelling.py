@@ -51,6 +51,7 @@ def pre_annotate(
         raise SOTRError(f"score is {score}; it must lie in 0..1")
     if out.suffix != ".json":
         raise SOTRError(f"{out}: give a name that ends in .json")
+    beside = out.with_suffix(".xml")
     class_names, model, pictures = _read(Path(predictions))
     tasks = [
         to_label_studio(instances.filter(score), url + quote(file_name), model) for file_name, instances in pictures
@@ -61,7 +62,9 @@ def pre_annotate(
         f'  <PolygonLabels name="{LABEL}" toName="{IMAGE}">{labels}\n  </PolygonLabels>\n</View>\n'
     )
     try:
-        with atomic_write(out, "w") as tasks_file, atomic_write(out.with_suffix(".xml"), "w") as configuration_file:
+        if beside.is_file() and not beside.read_bytes().startswith(b"<View>"):
+            raise SOTRError(f"{beside} is no labelling configuration, and would be replaced; choose another with --out")
+        with atomic_write(out, "w") as tasks_file, atomic_write(beside, "w") as configuration_file:
             json.dump(tasks, tasks_file, ensure_ascii=False)
             configuration_file.write(configuration)
     except OSError as error:

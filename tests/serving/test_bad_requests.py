@@ -104,6 +104,15 @@ def test_exif_orientations(server: Server, expected: Instances, sample: bytes, o
         ({"files": {"image": b""}}, 400, "empty_body", "field 'image' is empty"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_form", "boundary"),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "bad_form", "form"),
+        (
+            {
+                "content": b'--b\r\nContent-Disposition: form-data; name="xn--99999999999"\r\n\r\nx\r\n--b--\r\n',
+                "headers": {"Content-Type": "multipart/form-data; boundary=b; charset=idna"},
+            },
+            400,
+            "bad_form",
+            "charset",
+        ),
         ({"params": {"score": "1.5"}}, 422, "invalid_setting", "score is '1.5'"),
         ({"params": {"score": "nan"}}, 422, "invalid_setting", "score is 'nan'"),
         ({"params": {"max_objects": "0"}}, 422, "invalid_setting", "max_objects is '0'"),

@@ -259,15 +259,20 @@ def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(
         page.page.wait_for_selector(f"#view[aria-label^='{event}.png']")
 
 
+def _turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def test_odd_pictures_are_shown_or_said(page: Page, sample: bytes) -> None:
     """A PNG of a 12-bit camera as the model sees it, a turned JPEG, CMYK, an animation, and one pixel by 20,000."""
     grey = np.asarray(Image.open(io.BytesIO(sample)).convert("L"))
     colours = Image.open(io.BytesIO(sample)).convert("RGB")
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    small = colours.resize((90, 60))
     kinds: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("deep.png", Image.fromarray(grey.astype(np.uint16) * 16), {}),
-        ("turned.jpg", colours, {"exif": exif, "quality": 95}),
+        *((f"turned{number}.jpg", small, {"exif": _turned(number), "quality": 95}) for number in range(1, 9)),
         ("cmyk.jpg", colours.convert("CMYK"), {}),
         ("moving.gif", colours.convert("P"), {"save_all": True, "append_images": [colours.convert("P")]}),
         ("line.png", Image.new("L", (1, 20_000), 90), {}),

@@ -85,8 +85,11 @@ async def _from_form(request: Request, limits: Limits) -> bytes:
         try:
             parser = _InMemoryParser(request.headers, chunks, max_files=1, max_fields=10, max_part_size=FORM_OVERHEAD)
             form = await parser.parse()
-        except MultiPartException as error:
-            message = f"the form cannot be read: {error.message.rstrip('.')}; send one picture, as field '{FIELD}'"
+        except (MultiPartException, UnicodeError) as error:  # the latter of names in the encoding that it claims
+            reason = (
+                error.message.rstrip(".") if isinstance(error, MultiPartException) else "a name is not in its charset"
+            )
+            message = f"the form cannot be read: {reason}; send one picture, as field '{FIELD}'"
             raise RequestError(400, "bad_form", message) from None
     try:
         part = form.get(FIELD)
