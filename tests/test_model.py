@@ -161,6 +161,14 @@ def test_saved_and_loaded_is_the_same(segmenter: Segmenter, saved: Path, picture
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_a_digest_tells_weights_apart(saved: Path) -> None:
+    one, other = Segmenter.load_folder(saved), Segmenter.load_folder(saved)
+    assert one.digest() == other.digest()
+    with torch.no_grad():
+        next(other.network.parameters()).view(-1)[0] += 1e-3
+    assert one.digest() != other.digest()
+
+
 def test_config_is_readable(saved: Path) -> None:
     text = (saved / "config.json").read_text()
     assert json.loads(text)["format"] == 1

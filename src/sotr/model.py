@@ -4,6 +4,7 @@ A model folder holds `config.json` (architecture, class names, original category
 usually `README.md`, the model card. Nothing else is needed to use it, and nothing in it is ever executed.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,14 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
         self._prepared: tuple[list[tuple[int, int]], SOTR] | None = None
+
+    def digest(self) -> str:
+        """See `Predictor`."""
+        digest = hashlib.blake2b(repr(self.network.config).encode(), digest_size=20)
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         # The prepared network is made of what no copy can be made of, and is made anew where it is needed.

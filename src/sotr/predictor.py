@@ -40,6 +40,10 @@ class Predictor(ABC, Generic[Prepared]):
     def edges(self) -> tuple[int, int]:
         """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
 
+    @abstractmethod
+    def digest(self) -> str:
+        """A hexadecimal number that is another one for other weights."""
+
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence; the first signature takes it
         self,

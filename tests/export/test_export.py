@@ -133,6 +133,14 @@ def test_score_and_max_objects_narrow(exported: ExportedSegmenter, nuclei: Segme
         exported.predict([], score=2)
 
 
+def test_a_digest_tells_files_apart(exported: ExportedSegmenter, onnx_path: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.onnx"
+    again.write_bytes(onnx_path.read_bytes())
+    assert ExportedSegmenter.load_file(again).digest() == exported.digest()
+    again.write_bytes(onnx_path.read_bytes().replace(b"nucleus", b"nuclEus"))
+    assert ExportedSegmenter.load_file(again).digest() != exported.digest()
+
+
 def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) -> None:
     model = onnx.load(onnx_path)
     onnx.checker.check_model(model)
@@ -213,7 +221,7 @@ def test_every_kind_of_network_exports(changes: dict, options: DecodeOptions, tm
 
 def test_evaluation_of_an_exported_file(exported: ExportedSegmenter, onnx_path: Path, coco_folder: Path) -> None:
     named = replace(exported.description, class_names=("disc",))
-    model = ExportedSegmenter(exported._graph, named, "cpu")
+    model = ExportedSegmenter(exported._graph, named, "cpu", exported._files)
     report = sotr.evaluate(coco_folder, model, quiet=True)
     assert report["images"] == 4
     assert 0 <= report["AP"] <= 1

@@ -154,6 +154,10 @@ def test_results_of_something_else_are_not_mixed_in(folder: Path, tmp_path: Path
     for settings, what in (({"score": 0.9}, "score"), ({"shard": 0, "shards": 2}, "shards"), ({"tile": 64}, "tile")):
         with pytest.raises(SOTRError, match=rf"holds a run with other {what}; repeat its command, or choose another"):
             predict([folder], Blobs(), out, quiet=True, **({"shards": 1} | settings))
+    retrained = Blobs()
+    retrained.digest = lambda: "01"  # type: ignore[method-assign]
+    with pytest.raises(SOTRError, match="holds a run with other model"):
+        predict([folder], retrained, out, shards=1, quiet=True)
     save_picture(folder / "11.png", 11)
     with pytest.raises(SOTRError, match="holds a run with other pictures"):
         predict([folder], Blobs(), out, shards=1, quiet=True)

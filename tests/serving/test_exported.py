@@ -55,7 +55,9 @@ def test_an_exported_file_is_served_without_pytorch(
 def test_what_a_file_was_not_exported_for_is_refused(nuclei: Segmenter, exported: ExportedSegmenter) -> None:
     """Its decoding is inside it: lower scores and more objects cannot be had."""
     narrow = replace(exported.description, decode_options=nuclei.options_for(0.5, 4))
-    app = create_app(ExportedSegmenter(exported._graph, narrow, "cpu"), Limits(), 1, b"", access_log=False)
+    app = create_app(
+        ExportedSegmenter(exported._graph, narrow, "cpu", exported._files), Limits(), 1, b"", access_log=False
+    )
     with TestClient(app) as http:
         for setting in ("score=0.4", "max_objects=5"):
             status, code, message = problem(http.post(f"predict?{setting}", content=b"x"))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
@@ -95,9 +94,12 @@ def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
     """Zero the scores of cells that are not the best of the 2 x 2 block that ends at them, per class and level."""
     levels = []
     for level_BKM, grid in zip(scores_BKM.split([grid * grid for grid in grids], 1), grids, strict=True):
-        level_BMNN = level_BKM.transpose(1, 2).unflatten(2, (grid, grid))
-        best = F.max_pool2d(level_BMNN, 2, stride=1, padding=1)[..., :-1, :-1]
-        levels.append((level_BMNN * (level_BMNN == best)).flatten(2).transpose(1, 2))
+        level_BNNM = level_BKM.unflatten(1, (grid, grid))
+        # Rows, then columns: a tenth of the time of a pooling layer, which would want the classes first.
+        above = torch.maximum(level_BNNM[:, 1:], level_BNNM[:, :-1])
+        best = torch.cat([level_BNNM[:, :1], above], 1)
+        best = torch.cat([best[:, :, :1], torch.maximum(best[:, :, 1:], best[:, :, :-1])], 2)
+        levels.append((level_BNNM * (level_BNNM == best)).flatten(1, 2))
     return torch.cat(levels, 1)
 
 

@@ -1,5 +1,6 @@
 """Exported models at work, with ONNX Runtime or OpenVINO. Nothing here needs PyTorch."""
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,8 +41,9 @@ class ExportedSegmenter(Predictor[Prepared]):
         device: where it runs, "cpu" or "cuda".
     """
 
-    def __init__(self, graph: Graph, description: ExportDescription, device: str) -> None:
+    def __init__(self, graph: Graph, description: ExportDescription, device: str, files: Sequence[Path]) -> None:
         self._graph = graph
+        self._files = files
         self.description = description
         self.class_names = description.class_names
         self.category_ids = description.category_ids
@@ -77,7 +79,16 @@ class ExportedSegmenter(Predictor[Prepared]):
             raise SOTRError(f"{path} {error}") from error
         if description.content == "raw":
             raise SOTRError(f"{path} has no decoding inside, only raw predictions; export the model without --raw")
-        return cls(graph, description, device)
+        # OpenVINO's weights lie beside its graph.
+        files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
+        return cls(graph, description, device, files)
+
+    def digest(self) -> str:
+        """See `Predictor`."""
+        digest = hashlib.blake2b(digest_size=20)
+        for path in self._files:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     @property
     def edges(self) -> tuple[int, int]:

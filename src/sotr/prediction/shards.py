@@ -166,7 +166,7 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
         "sha256_of_names": digest.hexdigest(),
         "shards": shard.count,
         "chunk_size": shard.chunk_size,
-        "model": segmentation.model.name,
+        "model": {"name": segmentation.model.name, "digest": segmentation.model.digest()},
         "score": segmentation.score,
         "max_objects": segmentation.max_objects,
         "tile": segmentation.tile,
