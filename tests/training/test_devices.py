@@ -302,6 +302,7 @@ def test_an_optimiser_is_resumed_as_it_was_kept(monkeypatch: pytest.MonkeyPatch,
     other = Devices(cuda, strategy="ddp" if before == "fsdp" else "fsdp")
     with pytest.raises(SOTRError, match=f"strategy was {before}"):
         check_same_sharing(tmp_path, run, other)
+    check_same_sharing(tmp_path, {}, Devices(torch.device("cpu")))  # begun by a version that does not note it
 
 
 @pytest.mark.gpu

@@ -307,9 +307,8 @@ def check_same_sharing(folder: Path, run: Mapping[str, Any], devices: Devices) -
     Raises:
         SOTRError: they differ.
     """
-    before, now = (
-        "fsdp" if shares else "ddp or auto" for shares in (run["shares_weights"], devices.strategy == "fsdp")
-    )
+    both = (run.get("shares_weights", False), devices.strategy == "fsdp")  # runs of before have no such key
+    before, now = ("fsdp" if shares else "ddp or auto" for shares in both)
     _refuse(folder, [f"strategy was {before}, now {now}"] if before != now else [])
 
 
