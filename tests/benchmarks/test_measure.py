@@ -62,7 +62,8 @@ def test_a_stopwatch_books_all_time_once():
 
 
 def test_peak_memory_is_that_of_the_work_alone():
-    assert 199 <= peak_memory(allocate, 200) < 260
+    # The system keeps count of pages per core and adds them up now and then: it may be some MiB behind.
+    assert 190 <= peak_memory(allocate, 200) < 260
 
 
 def test_machine():
