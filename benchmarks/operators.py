@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sotr.network.attention import plain_attention
 from sotr.network.onednn import OneDNNConv, OneDNNPointwiseConv
-from sotr.network.winograd import WinogradConv
+from sotr.network.winograd import WinogradConv, quickest_library
 
 SHAPES = [
     (64, 256, 200, 272),
@@ -87,7 +87,7 @@ def main() -> None:
             print(f"| {str(dtype).removeprefix('torch.')} | {before} to {after} | {height} x {width} | {cells} |")
     print("\n| channels | map | direct, ms | Winograd, ms |\n|---|---|---:|---:|")
     for before, after, height, width in SHAPES_3X3:
-        conv = WinogradConv(nn.Conv2d(before, after, 3, padding=1), "none", None)
+        conv = WinogradConv(nn.Conv2d(before, after, 3, padding=1), "none", None, quickest_library())
         x = torch.randn(1, before, height, width).to(memory_format=torch.channels_last)
         direct = median_ms(lambda conv=conv, x=x: conv.direct(x))
         tiled = median_ms(lambda conv=conv, x=x: conv(x))

@@ -4,14 +4,11 @@ import torch
 from torch import nn
 
 from sotr.network.onednn import OneDNNConv, OneDNNPointwiseConv
-from sotr.network.winograd import WinogradConv
+from sotr.network.winograd import WinogradConv, quickest_library
 
 ADDING_CONV_UP_TO = {torch.float32: 1 << 20, torch.bfloat16: 1 << 18}
 """Weights below which a 1x1 convolution that adds in the same pass is quicker than a matrix product and a sum: oneDNN
 falls to a fifth of its speed (float32) or less (bfloat16) in many 1x1 convolutions with more."""
-
-WINOGRAD_FROM = 1 << 16
-"""Products of channels before and after from which a 3x3 convolution saves more than its transforms take."""
 
 
 def fast_conv(
@@ -37,6 +34,8 @@ def fast_conv(
     if pointwise and not (adds and conv.weight.numel() < ADDING_CONV_UP_TO.get(dtype, 0)):
         return OneDNNPointwiseConv(conv, dtype, activation, slope)
     tiled = plain and conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
-    if tiled and not adds and dtype == torch.float32 and conv.in_channels * conv.out_channels >= WINOGRAD_FROM:
-        return WinogradConv(conv, activation, slope)
+    library = quickest_library()
+    many = conv.in_channels * conv.out_channels >= library.channels_from
+    if tiled and many and not adds and dtype == torch.float32:
+        return WinogradConv(conv, activation, slope, library)
     return OneDNNConv(conv, dtype, activation, slope, in_place)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sotr.network.onednn import OneDNNConv
+from sotr.network.onednn import OneDNNConv, has_quick_mkl
 
 TILE = 4
 """Rows and columns of results that are computed at once."""
@@ -22,11 +22,32 @@ TILE = 4
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """Where polynomials are evaluated, besides infinity. Rounding errors are half of what they are with 0, 1, -1, 2, -2."""
 
-TILES_PER_THREAD = 18
-"""Below so many tiles for each thread, oneDNN's own convolution is as quick."""
 
-BYTES_AT_ONCE = 18 << 20
-"""Of the elements of tiles: more would leave the cache, fewer would read the weights more often."""
+@dataclass(frozen=True)
+class Library:
+    """Who multiplies the matrices, and where that is quicker than oneDNN's own convolution.
+
+    Attributes:
+        in_one_call: the 36 products are one call, and everything is written to where it belongs: MKL's way. In oneDNN's
+            way weights are laid out for it, and each product is memory of its own.
+        channels_from: products of channels before and after below which transforms take what is saved.
+        tiles_per_thread: below so many tiles for each thread, a direct convolution is as quick.
+        bytes_at_once: of the elements of tiles; more would leave the cache, fewer would read the weights more often.
+    """
+
+    in_one_call: bool
+    channels_from: int
+    tiles_per_thread: int
+    bytes_at_once: int
+
+
+ONEDNN = Library(in_one_call=False, channels_from=1 << 16, tiles_per_thread=18, bytes_at_once=18 << 20)
+MKL = Library(in_one_call=True, channels_from=1 << 13, tiles_per_thread=8, bytes_at_once=12 << 20)
+
+
+def quickest_library() -> Library:
+    """The one to use on this machine."""
+    return MKL if has_quick_mkl() else ONEDNN
 
 
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
@@ -52,20 +73,24 @@ class WinogradConv(nn.Module):
         conv: the convolution.
         activation: "none", "relu" or "leaky_relu".
         slope: of the Leaky ReLU.
+        library: see `quickest_library`.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: str, slope: float | None) -> None:
+    def __init__(self, conv: nn.Conv2d, activation: str, slope: float | None, library: Library) -> None:
         super().__init__()
+        self.library = library
         self.direct = OneDNNConv(conv, torch.float32, activation, slope, in_place=False)
         self.channels = conv.out_channels
-        self.tiles_at_once = BYTES_AT_ONCE // (4 * (TILE + 2) ** 2 * max(conv.in_channels, conv.out_channels))
+        self.floats_of_tile = (TILE + 2) ** 2 * max(conv.in_channels, conv.out_channels)
+        self.tiles_at_once = self.library.bytes_at_once // (4 * self.floats_of_tile)
         self.slope = {"none": None, "relu": 0.0, "leaky_relu": slope}[activation]
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         to_results, to_kernel, to_inputs = transforms()
         self.to_results = torch.kron(to_results, to_results).float()  # 16, 36
         self.to_inputs = torch.kron(to_inputs, to_inputs).float()  # 36, 36
-        weights = torch.einsum("ai,ocij,bj->aboc", to_kernel, conv.weight.detach().double(), to_kernel).float()
-        self.weights = [torch.ops.mkldnn._reorder_linear_weight(each) for each in weights.flatten(0, 1)]
+        weights = torch.einsum("ai,ocij,bj->abco", to_kernel, conv.weight.detach().double(), to_kernel)
+        weights_SCO = weights.float().flatten(0, 1).contiguous()
+        self.products = _MKLProducts(weights_SCO) if self.library.in_one_call else _OneDNNProducts(weights_SCO)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """activation(conv(x))."""
@@ -74,8 +99,10 @@ class WinogradConv(nn.Module):
     def together(self, maps_BCHW: Sequence[Tensor]) -> list[Tensor]:
         """activation(conv(x)) of each of several maps; for small ones, weights are read once."""
         tiles = sum(len(x) * math.ceil(x.shape[2] / TILE) * math.ceil(x.shape[3] / TILE) for x in maps_BCHW)
-        if tiles < TILES_PER_THREAD * torch.get_num_threads():
+        if tiles < self.library.tiles_per_thread * torch.get_num_threads():
             return [self.direct(x_BCHW) for x_BCHW in maps_BCHW]
+        row = max(math.ceil(x.shape[3] / TILE) for x in maps_BCHW)
+        room = self.to_inputs.new_empty(2, self.floats_of_tile * min(tiles, max(row, self.tiles_at_once)))
         results: list[Tensor] = []
         pieces: list[_Piece] = []
         waiting = 0
@@ -85,41 +112,82 @@ class WinogradConv(nn.Module):
             results.append(y_BHWC.permute(0, 3, 1, 2))
             for piece in _pieces(x_BHWC, y_BHWC, self.tiles_at_once):
                 if pieces and waiting + piece.tiles > self.tiles_at_once:
-                    self._convolve(pieces)
+                    self._convolve(pieces, room)
                     pieces, waiting = [], 0
                 pieces.append(piece)
                 waiting += piece.tiles
-        self._convolve(pieces)
+        self._convolve(pieces, room)
         return results
 
-    def _convolve(self, pieces: Sequence["_Piece"]) -> None:
+    def _convolve(self, pieces: Sequence["_Piece"], room: Tensor) -> None:
         """Write the results of all pieces."""
         sizes = [piece.tiles for piece in pieces]
-        shape = (len(self.weights), sum(sizes))
-        inputs_STC = self.to_inputs.new_empty(*shape, pieces[0].inputs_66BdaC.shape[-1])
+        before = (len(self.to_inputs), sum(sizes), pieces[0].inputs_66BdaC.shape[-1])
+        after = (*before[:2], self.channels)
+        one, other = room
+        inputs_STC = _part(one, before)
         for piece, part_STC in zip(pieces, inputs_STC.split(sizes, 1), strict=True):
             part_STC.view(piece.inputs_66BdaC.shape).copy_(piece.inputs_66BdaC)
-        products_STC = self.to_inputs.new_empty(*shape, self.channels)
-        for x_TC, weight, product_TC in zip(
-            _transform(self.to_inputs, inputs_STC), self.weights, products_STC, strict=True
-        ):
-            product_TC.copy_(torch.ops.mkldnn._linear_pointwise(x_TC, weight, None, "none", [], ""))
-        results_STC = _transform(self.to_results, products_STC)
+        elements_STC = self.products.transform(self.to_inputs, inputs_STC, _part(other, before))
+        products_STC = self.products.multiply(elements_STC, _part(one, after))
+        out_STC = _part(other, (len(self.to_results), *after[1:]))
+        results_STC = self.products.transform(self.to_results, products_STC, out_STC)
         for piece, part_STC in zip(pieces, results_STC.split(sizes, 1), strict=True):
             self._write(part_STC, piece)
 
     def _write(self, results_STC: Tensor, piece: "_Piece") -> None:
         batch, down, across = piece.inputs_66BdaC.shape[2:5]
-        _, rows, columns, _ = piece.out_BhWC.shape
-        y_44BdaC = results_STC.view(TILE, TILE, batch, down, across, self.channels)
-        y_BhWC = y_44BdaC.permute(2, 3, 0, 4, 1, 5).reshape(batch, TILE * down, TILE * across, self.channels)
-        y_BhWC = y_BhWC[:, :rows, :columns]
-        if self.bias is None:
-            piece.out_BhWC.copy_(y_BhWC)
+        _, rows, columns, channels = piece.out_BhWC.shape
+        y = results_STC.view(TILE, TILE, batch, down, across, channels).permute(2, 3, 0, 4, 1, 5)  # B d 4 a 4 C
+        if (rows, columns) == (TILE * down, TILE * across):
+            out = piece.out_BhWC.unflatten(2, (across, TILE)).unflatten(1, (down, TILE))
         else:
-            torch.add(y_BhWC, self.bias, out=piece.out_BhWC)
+            y, out = y.reshape(batch, TILE * down, TILE * across, channels)[:, :rows, :columns], piece.out_BhWC
+        if self.bias is None:
+            out.copy_(y)
+        else:
+            torch.add(y, self.bias, out=out)
         if self.slope is not None:
             F.leaky_relu_(piece.out_BhWC, self.slope)
+
+
+def _part(room: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return room[: math.prod(shape)].view(shape)
+
+
+class _MKLProducts:
+    """Written to the memory that is given."""
+
+    def __init__(self, weights_SCO: Tensor) -> None:
+        self.weights_SCO = weights_SCO
+
+    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
+        """The product over a tile's elements."""
+        torch.mm(matrix_RS, elements_STC.flatten(1), out=out_RTC.flatten(1))
+        return out_RTC
+
+    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
+        """The product of each element's channels with its weights."""
+        return torch.bmm(elements_STC, self.weights_SCO, out=out_STO)
+
+
+class _OneDNNProducts:
+    """The same."""
+
+    def __init__(self, weights_SCO: Tensor) -> None:
+        self.weights = [torch.ops.mkldnn._reorder_linear_weight(each.T.contiguous()) for each in weights_SCO]
+
+    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
+        """The same, in memory of its own."""
+        # The elements in the place of a weight.
+        weight = elements_STC.flatten(1).T
+        return torch.ops.mkldnn._linear_pointwise(matrix_RS, weight, None, "none", [], "").view(out_RTC.shape)
+
+    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
+        """The same."""
+        for x_TC, weight, out_TO in zip(elements_STC, self.weights, out_STO, strict=True):
+            out_TO.copy_(torch.ops.mkldnn._linear_pointwise(x_TC, weight, None, "none", [], ""))
+        return out_STO
 
 
 @dataclass
@@ -159,10 +227,3 @@ def _pieces(x_BHWC: Tensor, y_BHWC: Tensor, most: int) -> Iterator[_Piece]:
                 (of_row, of_column, of_picture, TILE * of_row, TILE * of_column, of_channel),
             )
             yield _Piece(overlapping, out_BhWC)
-
-
-def _transform(matrix_RS: Tensor, elements_STC: Tensor) -> Tensor:
-    """The product over a tile's elements: (S, T, C) -> (R, T, C)."""
-    # oneDNN is twice as quick as MKL here, the elements in the place of a weight.
-    weight = elements_STC.flatten(1).T
-    return torch.ops.mkldnn._linear_pointwise(matrix_RS, weight, None, "none", [], "").view(-1, *elements_STC.shape[1:])
