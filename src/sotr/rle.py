@@ -106,17 +106,19 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     return ends[1:] - ends[:-1], before + np.arange(len(borders))
 
 
-def mask_boxes(masks_IWH: NDArray[np.bool_]) -> Ints:
-    """Tight boxes of dense masks that lie in memory column by column.
+def mask_spans(masks_IWH: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Columns (I, W) and rows (I, H) that hold pixels of dense masks which lie in memory column by column."""
+    return np.any(masks_IWH, 2), np.any(masks_IWH, 1)
 
-    Args:
-        masks_IWH: I masks, I x width x height.
+
+def span_boxes(columns_IW: NDArray[np.bool_], rows_IH: NDArray[np.bool_]) -> Ints:
+    """Tight boxes of masks of which `mask_spans` told the columns and rows.
 
     Returns:
         I x 4, xyxy in pixels, half-open; zeros for a mask without pixels.
     """
     sides = []
-    for along in (np.any(masks_IWH, 2), np.any(masks_IWH, 1)):
+    for along in (columns_IW, rows_IH):
         first, last = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
         sides.append(np.where(np.any(along, 1), (first, last), 0))
     (left, right), (top, bottom) = sides

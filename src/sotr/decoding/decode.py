@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
-from sotr.decoding.matrix_nms import mask_nms, matrix_nms
+from sotr.decoding.matrix_nms import intersections, mask_nms_of, matrix_nms_of, overlaps
 from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
-from sotr.rle import Ints, encode_counts, mask_boxes, mask_counts
+from sotr.rle import Ints, encode_counts, mask_counts, mask_spans, span_boxes
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -128,12 +129,21 @@ def _select(
     if not candidates:
         return _Objects(scores_I, labels_I, kernels_KD[cells_I])
 
-    masks_IL, certainties, areas = torch.empty(0), [], []
-    for chunk in cells_I.split(CANDIDATES_AT_ONCE):
-        masks_IL, certainty, area = _masks(kernels_KD[chunk], features_Ehw, options)
-        certainties.append(certainty)
-        areas.append(area)
-    certainty_I, area_I = torch.cat(certainties), torch.cat(areas)
+    # A cell may be a candidate of several classes; its mask is made once.
+    cells_U, cell_of_I = cells_I, torch.arange(candidates, device=cells_I.device)
+    if counts_at_once(scores_I.device):
+        cells_U, cell_of_I = cells_I.unique(return_inverse=True)
+    together = len(cells_U) <= CANDIDATES_AT_ONCE
+    both_UU, probabilities, areas = torch.empty(0), [], []
+    for chunk in cells_U.split(CANDIDATES_AT_ONCE):
+        masks_UL, probability_U = _masks(kernels_KD[chunk], features_Ehw, options)
+        if together:
+            both_UU = intersections(masks_UL)
+        areas.append(both_UU.diagonal() if together else masks_UL.sum(1).float())
+        probabilities.append(probability_U)
+    area_I, probability_I = torch.cat(areas)[cell_of_I], torch.cat(probabilities)[cell_of_I]
+    # The mean probability inside the mask, how sure it is of itself; 0 if it is empty.
+    certainty_I = probability_I / area_I.clamp(min=1)
     least_I: float | Tensor = 0.0
     if options.min_area_strides:
         least_I = options.min_area_strides * strides_K[cells_I]
@@ -143,34 +153,36 @@ def _select(
     scores_I, order = scores_I.sort(descending=True, stable=True)
     scores_I, order = scores_I[: options.max_nms], order[: options.max_nms]
     labels_I, kernels_ID = labels_I[order], kernels_KD[cells_I[order]]
-    if candidates <= CANDIDATES_AT_ONCE:
-        masks_IL = masks_IL[order]
+    if together:
+        cell_of_I = cell_of_I[order]
+        iou_II = overlaps(both_UU)[cell_of_I][:, cell_of_I]
     else:  # only now it is known whose masks are needed; no more than these and a chunk are ever held together
-        masks_IL, _, _ = _masks(kernels_ID, features_Ehw, options)
+        iou_II = overlaps(intersections(_masks(kernels_ID, features_Ehw, options)[0]))
     if options.nms == "mask":
-        scores_I = mask_nms(masks_IL, labels_I, scores_I, options.nms_threshold)
+        scores_I = mask_nms_of(iou_II, labels_I, scores_I, options.nms_threshold)
     else:
-        scores_I = matrix_nms(masks_IL, labels_I, scores_I, options.nms_sigma, options.nms)
+        scores_I = matrix_nms_of(iou_II, labels_I, scores_I, options.nms_sigma, options.nms)
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
     kept = best[scores_I > options.score_threshold][: options.max_objects]
     return _Objects(scores_I[: len(kept)], labels_I[kept], kernels_ID[kept])
 
 
-def _masks(kernels_ID: Tensor, features_Ehw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks of candidates, (I, h w) bool; the mean probability inside each, how sure it is of itself (0 if it is
-    empty); and its area in pixels. Logits are held a band of rows at a time."""
+def _masks(kernels_ID: Tensor, features_Ehw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
+    """Masks of candidates, (I, h w) bool, and the sum of probabilities inside each. Logits are held a band of rows at a
+    time."""
     h, w = features_Ehw.shape[1:]
     masks_IL = torch.empty(len(kernels_ID), h * w, dtype=torch.bool, device=features_Ehw.device)
-    probability_I, area_I = kernels_ID.new_zeros(2, len(kernels_ID))
-    for top, bottom in _bands(kernels_ID, features_Ehw):
-        logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom]).flatten(1)
-        # Compared into its own type, a number takes a quarter of the time that it takes into bytes.
-        inside_IL = torch.gt(logits_IL, options.threshold_logit, out=torch.empty_like(logits_IL))
+    probability_I = kernels_ID.new_zeros(len(kernels_ID))
+    bands = _bands(kernels_ID, features_Ehw)
+    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * w)
+    for top, bottom in bands:
+        logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom], room).flatten(1)
+        # Outside the probability becomes exactly 0, which says at once where that is.
+        inside_IL = F.threshold(logits_IL, options.threshold_logit, -torch.inf, inplace=True).sigmoid_()
         masks_IL[:, top * w : bottom * w] = inside_IL
-        area_I += inside_IL.sum(1)
-        probability_I += logits_IL.sigmoid_().mul_(inside_IL).sum(1)
-    return masks_IL, probability_I / area_I.clamp(min=1), area_I
+        probability_I += inside_IL.sum(1)
+    return masks_IL, probability_I
 
 
 def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:
@@ -182,12 +194,12 @@ def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:
     return [(top, min(top + rows, h)) for top in range(0, h, rows)]
 
 
-def _logits(kernels_ID: Tensor, features_Ehw: Tensor) -> Tensor:
-    """The same as `mask_logits`, by the quickest product there is."""
+def _logits(kernels_ID: Tensor, features_Ehw: Tensor, room: Tensor | None = None) -> Tensor:
+    """The same as `mask_logits`, by the quickest product there is, which may write over `room`."""
     channels, h, w = features_Ehw.shape
     if kernels_ID.shape[1] != channels or features_Ehw.stride(0) != 1:
         return mask_logits(kernels_ID, features_Ehw)
-    return product(kernels_ID, features_Ehw.permute(1, 2, 0).flatten(0, 1)).unflatten(1, (h, w))
+    return product(kernels_ID, features_Ehw.permute(1, 2, 0).flatten(0, 1), room).unflatten(1, (h, w))
 
 
 def _rles(
@@ -207,12 +219,12 @@ def _rles(
         at_once = CACHED_PIXELS
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    counts, boxes = [], []
+    counts, spans = [], []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
             maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
             masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size).gt_(level).bool()
             dense_IWH = masks_IWH.cpu().numpy()
             counts.append(mask_counts(dense_IWH))
-            boxes.append(mask_boxes(dense_IWH))
-    return encoded(counts, original_size), np.concatenate(boxes)
+            spans.append(mask_spans(dense_IWH))
+    return encoded(counts, original_size), span_boxes(*map(np.concatenate, zip(*spans, strict=True)))

@@ -33,9 +33,16 @@ def matrix_nms(
     """
     if scores_I.shape[0] == 0:
         return scores_I
+    return matrix_nms_of(mask_iou(masks_IL), labels_I, scores_I, sigma, kernel)
+
+
+def matrix_nms_of(
+    iou_II: Tensor, labels_I: Tensor, scores_I: Tensor, sigma: float, kernel: Literal["gaussian", "linear"]
+) -> Tensor:
+    """The same, given the overlaps of all pairs."""
     # Row i, column j: i is better than j and of its class.
     better_II = (labels_I[..., :, None] == labels_I[..., None, :]).triu(diagonal=1)
-    iou_II = mask_iou(masks_IL) * better_II
+    iou_II = iou_II * better_II
     compensation_I1 = iou_II.amax(-2)[..., None]
     if kernel == "gaussian":
         decay_II = torch.exp(-sigma * (iou_II.square() - compensation_I1.square()))
@@ -50,8 +57,13 @@ def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: fl
 
     Arguments and result are those of `matrix_nms`.
     """
+    return mask_nms_of(mask_iou(masks_IL), labels_I, scores_I, threshold)
+
+
+def mask_nms_of(iou_II: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float) -> Tensor:
+    """The same, given the overlaps of all pairs."""
     same_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
-    suppresses_II = (mask_iou(masks_IL) > threshold) & same_II
+    suppresses_II = (iou_II > threshold) & same_II
     kept_I = torch.ones_like(scores_I, dtype=torch.bool)
     for i in range(len(scores_I)):  # each decision needs those before it
         kept_I &= ~(suppresses_II[i] & kept_I[i])
@@ -60,13 +72,18 @@ def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: fl
 
 def mask_iou(masks_IL: Tensor) -> Tensor:
     """(I, I) intersection over union of every pair of bool masks, in one matrix product; 0 where both are empty."""
-    intersection_II = _intersections(masks_IL)
+    return overlaps(intersections(masks_IL))
+
+
+def overlaps(intersection_II: Tensor) -> Tensor:
+    """(I, I) intersection over union, given what `intersections` counted."""
     area_I = intersection_II.diagonal(dim1=-2, dim2=-1)
     return intersection_II / (area_I[..., :, None] + area_I[..., None, :] - intersection_II).clamp(min=1)
 
 
-def _intersections(masks_IL: Tensor) -> Tensor:
-    """(I, I) pixels, as float32, that every pair of masks has in common; exact below 2^24 pixels."""
+def intersections(masks_IL: Tensor) -> Tensor:
+    """(I, I) pixels, as float32, that every pair of masks has in common, on the diagonal their areas; exact below 2^24
+    pixels."""
     # Bytes of 0 and 1 with sums of 32 bits are as exact as floats, a quarter of the memory and several times as quick
     # where the processor has instructions for them; an exporter knows floats only.
     in_bytes = masks_IL.device.type == "cpu" and not torch.compiler.is_compiling() and _has_byte_products()

@@ -14,10 +14,17 @@ Size = tuple[int, int]
 
 
 class Taps(NamedTuple):
-    """Resampling along one axis: what each of L new places takes of up to three old ones."""
+    """Resampling along one axis of I maps, one after the other: what each of L new lines takes of up to three old ones.
 
-    places_LT: Tensor
-    shares_LT: Tensor
+    Attributes:
+        lines: of the old maps, I L T.
+        shares: of each line, I L T.
+        firsts: where those of each new line begin, I L.
+    """
+
+    lines: Tensor
+    shares: Tensor
+    firsts: Tensor
 
 
 def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_size: Size) -> Tensor:
@@ -36,7 +43,7 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
         (I, W, H) of the original size: column by column, as masks are compressed.
     """
     sizes = zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)
-    rows, columns = [_taps(*along, maps_Ihw.device) for along in sizes]
+    rows, columns = [_taps(*along, len(maps_Ihw), maps_Ihw.device) for along in sizes]
     maps_IHw = _resample(maps_Ihw, rows)
     return _resample(maps_IHw.transpose(1, 2), columns)
 
@@ -44,19 +51,15 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
 def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
     """I maps of S lines each -> (I, L, C), sums of lines."""
     count, lines, channels = lines_ISC.shape
-    places = taps.places_LT
-    if count > 1:
-        first_I11 = torch.arange(0, count * lines, lines, device=places.device)[:, None, None]
-        places = (places + first_I11).flatten(0, 1)
-    shares = taps.shares_LT.repeat(count, 1) if count > 1 else taps.shares_LT
     # A weighted sum of a few rows of a table is what this kernel is made for, vectorised along the rows.
     table = lines_ISC.reshape(count * lines, channels)
-    return F.embedding_bag(places, table, per_sample_weights=shares, mode="sum").view(count, -1, channels)
+    sums = F.embedding_bag(taps.lines, table, taps.firsts, per_sample_weights=taps.shares, mode="sum")
+    return sums.view(count, -1, channels)
 
 
 @lru_cache(maxsize=64)
-def _taps(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
-    """Along one axis, for these sizes; kept, for the next picture is often of the same."""
+def _taps(features: int, padded: int, image: int, original: int, count: int, device: torch.device) -> Taps:
+    """Along one axis, for these sizes and so many maps; kept, for the next maps are often of the same."""
     outer_L2, outer_shares_L2 = _bilinear(image, original)
     inner_S2, inner_shares_S2 = _bilinear(features, padded)
     places = inner_S2[outer_L2].reshape(original, 4)
@@ -67,8 +70,10 @@ def _taps(features: int, padded: int, image: int, original: int, device: torch.d
     np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)
     taps = int(np.flatnonzero(shares_L3.any(0))[-1]) + 1
     index = np.minimum(first + np.arange(taps), features - 1)
-    shares_LT = torch.from_numpy(shares_L3[:, :taps].astype(np.float32))
-    return Taps(torch.from_numpy(index).to(device), shares_LT.to(device))
+    lines_ILT = index + features * np.arange(count)[:, None, None]
+    shares_ILT = np.broadcast_to(shares_L3[:, :taps].astype(np.float32), lines_ILT.shape)
+    firsts = np.arange(0, lines_ILT.size, taps)
+    return Taps(*(torch.from_numpy(each.flatten()).to(device) for each in (lines_ILT, shares_ILT, firsts)))
 
 
 def _bilinear(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
