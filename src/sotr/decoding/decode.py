@@ -27,7 +27,7 @@ LEVEL_STRIDES = (8, 8, 16, 32, 32)
 """Strides of the levels as the released code counts them, P2 halved and P6 enlarged."""
 
 CANDIDATES_AT_ONCE = 512
-"""Candidates whose masks are held at the same time, a byte per pixel of the features."""
+"""Candidates whose masks are made at the same time."""
 
 LOGITS_AT_ONCE = 1_000_000
 """Mask logits that are held at the same time on a CPU, about what its cache holds."""
@@ -133,15 +133,12 @@ def _select(
     cells_U, cell_of_I = cells_I, torch.arange(candidates, device=cells_I.device)
     if counts_at_once(scores_I.device):
         cells_U, cell_of_I = cells_I.unique(return_inverse=True)
-    together = len(cells_U) <= CANDIDATES_AT_ONCE
-    both_UU, probabilities, areas = torch.empty(0), [], []
-    for chunk in cells_U.split(CANDIDATES_AT_ONCE):
-        masks_UL, probability_U = _masks(kernels_KD[chunk], features_Ehw, options)
-        if together:
-            both_UU = intersections(masks_UL)
-        areas.append(both_UU.diagonal() if together else masks_UL.sum(1).float())
-        probabilities.append(probability_U)
-    area_I, probability_I = torch.cat(areas)[cell_of_I], torch.cat(probabilities)[cell_of_I]
+    chunks = [
+        _measure(kernels_KD[chunk], features_Ehw, options.threshold_logit)
+        for chunk in cells_U.split(CANDIDATES_AT_ONCE)
+    ]
+    probability_I = torch.cat([chunk.probability_I for chunk in chunks])[cell_of_I]
+    area_I = torch.cat([chunk.both_II.diagonal() for chunk in chunks])[cell_of_I]
     # The mean probability inside the mask, how sure it is of itself; 0 if it is empty.
     certainty_I = probability_I / area_I.clamp(min=1)
     least_I: float | Tensor = 0.0
@@ -153,11 +150,11 @@ def _select(
     scores_I, order = scores_I.sort(descending=True, stable=True)
     scores_I, order = scores_I[: options.max_nms], order[: options.max_nms]
     labels_I, kernels_ID = labels_I[order], kernels_KD[cells_I[order]]
-    if together:
+    if len(chunks) == 1:
         cell_of_I = cell_of_I[order]
-        iou_II = overlaps(both_UU)[cell_of_I][:, cell_of_I]
-    else:  # only now it is known whose masks are needed; no more than these and a chunk are ever held together
-        iou_II = overlaps(intersections(_masks(kernels_ID, features_Ehw, options)[0]))
+        iou_II = overlaps(chunks[0].both_II)[cell_of_I][:, cell_of_I]
+    else:  # only now it is known whose overlaps are needed
+        iou_II = overlaps(_measure(kernels_ID, features_Ehw, options.threshold_logit).both_II)
     if options.nms == "mask":
         scores_I = mask_nms_of(iou_II, labels_I, scores_I, options.nms_threshold)
     else:
@@ -168,21 +165,31 @@ def _select(
     return _Objects(scores_I[: len(kept)], labels_I[kept], kernels_ID[kept])
 
 
-def _masks(kernels_ID: Tensor, features_Ehw: Tensor, options: DecodeOptions) -> tuple[Tensor, Tensor]:
-    """Masks of candidates, (I, h w) bool, and the sum of probabilities inside each. Logits are held a band of rows at a
-    time."""
-    h, w = features_Ehw.shape[1:]
-    masks_IL = torch.empty(len(kernels_ID), h * w, dtype=torch.bool, device=features_Ehw.device)
+class _Measures(NamedTuple):
+    """What is to be known of masks.
+
+    Attributes:
+        probability_I: the sum of probabilities inside each.
+        both_II: pixels that every pair has in common; with itself, a mask's area.
+    """
+
+    probability_I: Tensor
+    both_II: Tensor
+
+
+def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> _Measures:
+    """Masks are made a band of rows at a time, and no more of them than that is ever there."""
     probability_I = kernels_ID.new_zeros(len(kernels_ID))
+    both_II = kernels_ID.new_zeros(len(kernels_ID), len(kernels_ID))
     bands = _bands(kernels_ID, features_Ehw)
-    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * w)
+    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * features_Ehw.shape[2])
     for top, bottom in bands:
         logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom], room).flatten(1)
         # Outside the probability becomes exactly 0, which says at once where that is.
-        inside_IL = F.threshold(logits_IL, options.threshold_logit, -torch.inf, inplace=True).sigmoid_()
-        masks_IL[:, top * w : bottom * w] = inside_IL
+        inside_IL = F.threshold(logits_IL, threshold_logit, -torch.inf, inplace=True).sigmoid_()
         probability_I += inside_IL.sum(1)
-    return masks_IL, probability_I
+        both_II += intersections(inside_IL.bool())
+    return _Measures(probability_I, both_II)
 
 
 def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:
