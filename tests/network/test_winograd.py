@@ -100,3 +100,17 @@ def test_mkl_multiplies_where_it_is_at_home(monkeypatch, name, library):
         assert quickest_library() == library
     finally:
         onednn.has_quick_mkl.cache_clear()
+
+
+@both_libraries
+@pytest.mark.parametrize("tiles_at_once", [4, 12, 1000])
+def test_results_may_take_the_place_of_the_inputs(library, tiles_at_once):
+    conv, x = convolution(12, 12), torch.randn(2, 12, 41, 13).to(memory_format=torch.channels_last)
+    expected = conv(x)
+    library = always(library, 4 * 36 * 12 * tiles_at_once)
+    with torch.inference_mode():
+        found = WinogradConv(conv, "none", None, library, over_input=True)(x)
+        torch.testing.assert_close(found, expected, **close)
+        assert found.data_ptr() == x.data_ptr()
+        other = WinogradConv(convolution(), "none", None, library, over_input=True)  # more channels than before
+        assert other(torch.randn(1, 8, 9, 9)).shape == (1, 12, 9, 9)

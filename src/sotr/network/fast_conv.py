@@ -18,6 +18,7 @@ def fast_conv(
     slope: float | None = None,
     adds: bool = False,
     in_place: bool = False,
+    over_input: bool = False,
 ) -> OneDNNConv | OneDNNPointwiseConv | WinogradConv:
     """A convolution for inference, its weight laid out once and for all, with what follows it.
 
@@ -28,6 +29,7 @@ def fast_conv(
         slope: of the Leaky ReLU.
         adds: a tensor will be added to each result, before the activation.
         in_place: the result may be written over that tensor, which nobody reads again.
+        over_input: the result may be written over the input, which nobody reads again.
     """
     plain = conv.groups == 1 and conv.dilation == (1, 1)
     pointwise = plain and conv.kernel_size == (1, 1) and conv.padding == (0, 0)
@@ -37,5 +39,5 @@ def fast_conv(
     library = quickest_library()
     many = conv.in_channels * conv.out_channels >= library.channels_from
     if tiled and many and not adds and dtype == torch.float32:
-        return WinogradConv(conv, activation, slope, library)
+        return WinogradConv(conv, activation, slope, library, over_input)
     return OneDNNConv(conv, dtype, activation, slope, in_place)

@@ -20,7 +20,8 @@ BAND_ROWS = 8
 
 
 class FusedFPN(nn.Module):
-    """The feature pyramid for inference: lateral convolutions write their sum over the upsampled map.
+    """The feature pyramid for inference: lateral convolutions write their sum over the upsampled map, and Winograd's
+    convolutions that sum's result over it.
 
     Args:
         fpn: the pyramid; stays as it is.
@@ -32,7 +33,7 @@ class FusedFPN(nn.Module):
         *lower, top = (cast(nn.Conv2d, block[0]) for block in fpn.pyramid.inner_blocks)
         self.top = fast_conv(top, dtype)
         self.laterals = nn.ModuleList(fast_conv(conv, dtype, adds=True, in_place=True) for conv in lower)
-        self.outputs = nn.ModuleList(fast_conv(block[0], dtype) for block in fpn.pyramid.layer_blocks)
+        self.outputs = nn.ModuleList(fast_conv(block[0], dtype, over_input=True) for block in fpn.pyramid.layer_blocks)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """P2..P6 of C channels each, from C2..C5."""

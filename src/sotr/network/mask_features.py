@@ -25,24 +25,28 @@ class MaskFeatures(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """P2..P5 of C channels -> (B, E, H / 4, W / 4), values >= 0."""
-        maps = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
-        return self.output((maps[0] + maps[1]).add_(maps[2]).add_(maps[3]))
+        finest, *halves = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
+        # Upsampling is linear: of the sum it takes a third of the time and memory that it takes of each.
+        return self.output(_doubled(halves[0] + halves[1] + halves[2]).add_(finest))
 
 
 class _Level(nn.Sequential):
-    """The stages of one level: one per doubling, but at least one."""
+    """The stages of one level, one per doubling, but at least one; the last doubling is left to the sum."""
 
     def __init__(self, width: int, stage_channels: int, doublings: int) -> None:
         channels = [width] + [stage_channels] * max(1, doublings)
         super().__init__(*(_stage(*pair, kernel_size=3) for pair in pairwise(channels)))
-        self.doublings = doublings
 
     def forward(self, feature: Tensor) -> Tensor:
-        for stage in self:
-            feature = stage(feature)
-            if self.doublings:
-                feature = F.interpolate(feature, scale_factor=2.0, mode="bilinear", align_corners=False)
+        first, *others = self
+        feature = first(feature)
+        for stage in others:
+            feature = stage(_doubled(feature))
         return feature
+
+
+def _doubled(feature: Tensor) -> Tensor:
+    return F.interpolate(feature, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def _stage(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:

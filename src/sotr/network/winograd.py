@@ -74,11 +74,15 @@ class WinogradConv(nn.Module):
         activation: "none", "relu" or "leaky_relu".
         slope: of the Leaky ReLU.
         library: see `quickest_library`.
+        over_input: results may be written over the inputs, which nobody reads again.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: str, slope: float | None, library: Library) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, activation: str, slope: float | None, library: Library, over_input: bool = False
+    ) -> None:
         super().__init__()
         self.library = library
+        self.over_input = over_input and conv.in_channels == conv.out_channels
         self.direct = OneDNNConv(conv, torch.float32, activation, slope, in_place=False)
         self.channels = conv.out_channels
         self.floats_of_tile = (TILE + 2) ** 2 * max(conv.in_channels, conv.out_channels)
@@ -108,7 +112,8 @@ class WinogradConv(nn.Module):
         waiting = 0
         for x_BCHW in maps_BCHW:
             x_BHWC = x_BCHW.permute(0, 2, 3, 1).float().contiguous()
-            y_BHWC = x_BHWC.new_empty(*x_BHWC.shape[:3], self.channels)
+            # A piece has read the rows around it before the one above it is written.
+            y_BHWC = x_BHWC if self.over_input else x_BHWC.new_empty(*x_BHWC.shape[:3], self.channels)
             results.append(y_BHWC.permute(0, 3, 1, 2))
             for piece in _pieces(x_BHWC, y_BHWC, self.tiles_at_once):
                 if pieces and waiting + piece.tiles > self.tiles_at_once:
@@ -219,8 +224,12 @@ def _pieces(x_BHWC: Tensor, y_BHWC: Tensor, most: int) -> Iterator[_Piece]:
             out_BhWC = y_BHWC[first : first + pictures, top : top + band]
             down = math.ceil(out_BhWC.shape[1] / TILE)
             above, below = top - 1, top + TILE * down + 1
-            padding = (0, 0, 1, TILE * across - width + 1, max(0, -above), max(0, below - height))
-            padded = F.pad(x_BHWC[first : first + pictures, max(0, above) : below], padding)
+            inside = x_BHWC[first : first + pictures, max(0, above) : below]
+            padded = inside.new_empty(len(inside), below - above, TILE * across + 2, channels)
+            start, end = max(0, -above), max(0, -above) + inside.shape[1]
+            for ring in (padded[:, :start], padded[:, end:], padded[:, :, :1], padded[:, :, width + 1 :]):
+                ring.zero_()
+            padded[:, start:end, 1 : width + 1] = inside
             of_picture, of_row, of_column, of_channel = padded.stride()
             overlapping = padded.as_strided(
                 (TILE + 2, TILE + 2, len(padded), down, across, channels),
