@@ -5,7 +5,7 @@ from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sotr.rle import decode_counts, encode_counts, mask_counts, mask_spans, span_boxes
+from sotr.rle import boxes_of_counts, decode_counts, encode_counts, joined_counts, mask_counts
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 70))
 
@@ -25,7 +25,11 @@ def test_boxes_are_those_of_the_library(shape, density, seed):
     masks_IWH = np.random.default_rng(seed).random(shape) < density
     boxes = coco_mask.toBbox(coco_mask.encode(np.asfortranarray(masks_IWH.view(np.uint8).transpose(2, 1, 0))))
     boxes[:, 2:] += boxes[:, :2]
-    np.testing.assert_array_equal(span_boxes(*mask_spans(masks_IWH)), boxes)
+    pieces = [mask_counts(masks_IWH[:1]), *([mask_counts(masks_IWH[1:])] if len(masks_IWH) > 1 else [])]
+    counts, offsets = joined_counts(pieces)
+    for found, expected in zip((counts, offsets), mask_counts(masks_IWH), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(boxes_of_counts(counts, offsets, masks_IWH.any(1), masks_IWH.shape[1]), boxes)
 
 
 @given(st.lists(st.lists(st.integers(0, 2**33), max_size=9), max_size=5))

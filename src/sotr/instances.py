@@ -308,15 +308,12 @@ def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
     inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
     # No copy is made of masks that lie in memory column by column.
     counts = mask_counts(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
-    return encoded([counts], (masks_IHW.shape[1], masks_IHW.shape[2]))
+    return encoded(*counts, (masks_IHW.shape[1], masks_IHW.shape[2]))
 
 
-def encoded(counts: Sequence[tuple[Ints, Ints]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO compressed RLEs of masks of `size` (H, W), given what `sotr.rle.mask_counts` gave of some after others."""
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in counts])
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    texts = encode_counts(np.concatenate([lengths for lengths, _ in counts]), offsets)
-    return [{"size": list(size), "counts": text} for text in texts]
+def encoded(counts: Ints, offsets: Ints, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO compressed RLEs of masks of `size` (H, W), given what `sotr.rle.mask_counts` gave."""
+    return [{"size": list(size), "counts": text} for text in encode_counts(counts, offsets)]
 
 
 def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:

@@ -106,23 +106,30 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     return ends[1:] - ends[:-1], before + np.arange(len(borders))
 
 
-def mask_spans(masks_IWH: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Columns (I, W) and rows (I, H) that hold pixels of dense masks which lie in memory column by column."""
-    return np.any(masks_IWH, 2), np.any(masks_IWH, 1)
+def joined_counts(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """What `mask_counts` gave of some masks after others, as if it had been given all at once."""
+    sizes = np.concatenate([np.diff(offsets) for _, offsets in counts])
+    return np.concatenate([lengths for lengths, _ in counts]), np.concatenate(([0], np.cumsum(sizes)))
 
 
-def span_boxes(columns_IW: NDArray[np.bool_], rows_IH: NDArray[np.bool_]) -> Ints:
-    """Tight boxes of masks of which `mask_spans` told the columns and rows.
+def boxes_of_counts(counts: Ints, offsets: Ints, rows_IH: NDArray[np.bool_], width: int) -> Ints:
+    """Tight boxes of masks whose run lengths `mask_counts` gave.
+
+    Args:
+        counts: the run lengths.
+        offsets: of each mask's own.
+        rows_IH: whether a row holds pixels; runs tell of columns alone without looking at each.
+        width: of the masks.
 
     Returns:
         I x 4, xyxy in pixels, half-open; zeros for a mask without pixels.
     """
-    sides = []
-    for along in (columns_IW, rows_IH):
-        first, last = along.argmax(1), along.shape[1] - along[:, ::-1].argmax(1)
-        sides.append(np.where(np.any(along, 1), (first, last), 0))
-    (left, right), (top, bottom) = sides
-    return np.stack([left, top, right, bottom], 1)
+    height, first, last = rows_IH.shape[1], offsets[:-1], offsets[1:] - 1
+    left = counts[first] // height
+    after = np.where((last - first) % 2 == 0, counts[last], 0)  # a mask's last run may be background
+    right = width - after // height
+    top, bottom = rows_IH.argmax(1), height - rows_IH[:, ::-1].argmax(1)
+    return np.where(np.any(rows_IH, 1, keepdims=True), np.stack([left, top, right, bottom], 1), 0)
 
 
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:

@@ -15,7 +15,7 @@ from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
-from sotr.rle import Ints, encode_counts, mask_counts, mask_spans, span_boxes
+from sotr.rle import Ints, boxes_of_counts, encode_counts, joined_counts, mask_counts
 
 UPSAMPLED_PIXELS = 16_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
@@ -226,12 +226,13 @@ def _rles(
         at_once = CACHED_PIXELS
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    counts, spans = [], []
+    pieces, rows = [], []
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
             maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
             masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size).gt_(level).bool()
             dense_IWH = masks_IWH.cpu().numpy()
-            counts.append(mask_counts(dense_IWH))
-            spans.append(mask_spans(dense_IWH))
-    return encoded(counts, original_size), span_boxes(*map(np.concatenate, zip(*spans, strict=True)))
+            pieces.append(mask_counts(dense_IWH))
+            rows.append(dense_IWH.any(1))
+    counts = joined_counts(pieces)
+    return encoded(*counts, original_size), boxes_of_counts(*counts, np.concatenate(rows), original_size[1])
