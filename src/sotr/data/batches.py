@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -319,17 +318,30 @@ def died(error: Exception) -> str | None:
 
 def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None:
     """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
-    message, reason = str(error), died(error)
+    reason = died(error)
     dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
     if dataset.in_hand is None or reason is None:
         return None
+    for _ in range(loader.num_workers):
+        try:
+            return _lost_worker(dataset, str(error), reason)
+        except (
+            RuntimeError
+        ) as late:  # PyTorch raises its own error as the system tells of an end, whatever is being done
+            if died(late) is None:
+                raise
+            error, reason = late, died(late) or reason
+    return _lost_worker(dataset, str(error), reason)
+
+
+def _lost_worker(dataset: TrainDataset, message: str, reason: str) -> SOTRError:
+    assert dataset.in_hand is not None
     pictures = {process: picture for process, picture in dataset.in_hand.tolist() if process}
     named = [int(number) for number in re.findall(r"\d+", message) if int(number) in pictures]
     if not named:  # its connection broke before it had ended
-        with suppress(RuntimeError):  # PyTorch raises its own error when that happens, in whatever is being done
-            children = [child for child in multiprocessing.active_children() if child.pid in pictures]
-            if len(children) == len(pictures):
-                wait([child.sentinel for child in children], timeout=5)
+        children = [child for child in multiprocessing.active_children() if child.pid in pictures]
+        if len(children) == len(pictures):
+            wait([child.sentinel for child in children], timeout=5)
     alive = {child.pid for child in multiprocessing.active_children()}
     names = [str(dataset.coco.path(pictures[process])) for process in named or pictures.keys() - alive]
     return SOTRError(
