@@ -325,12 +325,11 @@ def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None
     for _ in range(loader.num_workers):
         try:
             return _lost_worker(dataset, str(error), reason)
-        except (
-            RuntimeError
-        ) as late:  # PyTorch raises its own error as the system tells of an end, whatever is being done
-            if died(late) is None:
+        except RuntimeError as late:
+            # PyTorch raises its own error when the system tells of a process's end, in whatever is being done.
+            if (of_late := died(late)) is None:
                 raise
-            error, reason = late, died(late) or reason
+            error, reason = late, of_late
     return _lost_worker(dataset, str(error), reason)
 
 
