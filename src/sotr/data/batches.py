@@ -318,29 +318,29 @@ def died(error: Exception) -> str | None:
 
 def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None:
     """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
-    reason = died(error)
     dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
-    if dataset.in_hand is None or reason is None:
-        return None
     for _ in range(loader.num_workers):
         try:
-            return _lost_worker(dataset, str(error), reason)
+            return _lost_worker(dataset, error)
         except RuntimeError as late:
             # PyTorch raises its own error when the system tells of a process's end, in whatever is being done.
-            if (of_late := died(late)) is None:
-                raise
-            error, reason = late, of_late
-    return _lost_worker(dataset, str(error), reason)
+            error = late
+    return _lost_worker(dataset, error)
 
 
-def _lost_worker(dataset: TrainDataset, message: str, reason: str) -> SOTRError:
-    assert dataset.in_hand is not None
+def _lost_worker(dataset: TrainDataset, error: Exception) -> SOTRError | None:
+    message, reason = str(error), died(error)
+    if dataset.in_hand is None or reason is None:
+        return None
     pictures = {process: picture for process, picture in dataset.in_hand.tolist() if process}
     named = [int(number) for number in re.findall(r"\d+", message) if int(number) in pictures]
     if not named:  # its connection broke before it had ended
         children = [child for child in multiprocessing.active_children() if child.pid in pictures]
         if len(children) == len(pictures):
-            wait([child.sentinel for child in children], timeout=5)
+            ended = wait([child.sentinel for child in children], timeout=5)
+            for child in children:
+                if child.sentinel in ended:  # what it had open is closed a moment before it counts as dead
+                    child.join(timeout=5)
     alive = {child.pid for child in multiprocessing.active_children()}
     names = [str(dataset.coco.path(pictures[process])) for process in named or pictures.keys() - alive]
     return SOTRError(
