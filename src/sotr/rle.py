@@ -145,19 +145,18 @@ def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
     chosen: slice | Ints = slice(None)
     written = []
     while len(rest):
-        digit = (rest & 31).astype(np.uint8)
-        rest >>= 5
-        # The sign of what is left must be that of the digit's uppermost bit, or another digit says so.
-        more = rest != -(digit >> 4).astype(rest.dtype)
+        digit = rest.astype(np.uint8) & 31
+        # What is left must be the sign of the digit's uppermost bit, or another digit says so.
+        more = (rest < -16) | (rest > 15)
         written.append((chosen, digit + 48 + (more.view(np.uint8) << 5)))
+        digits_of[chosen] += more
         open_ = np.flatnonzero(more)
-        rest, chosen = rest[open_], open_ if isinstance(chosen, slice) else chosen[open_]
-        digits_of[chosen] += 1
+        rest, chosen = rest[open_] >> 5, open_ if isinstance(chosen, slice) else chosen[open_]
     ends = np.cumsum(digits_of, dtype=np.int64)
     firsts = ends - digits_of
     text = np.empty(ends[-1] if len(ends) else 0, np.uint8)
     for place, (those, digit) in enumerate(written):
-        text[firsts[those] + place] = digit
+        text[firsts[those] + place if place else firsts] = digit
     joined = text.tobytes().decode("ascii")
     borders = np.concatenate(([0], ends))[offsets].tolist()
     return [joined[start:end] for start, end in itertools.pairwise(borders)]
