@@ -10,6 +10,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from sotr.benchmarks import attention, benchmark, decoding, inference, pictures, training
 from sotr.benchmarks import report as reports
 from sotr.benchmarks.benchmark import _BENCHMARKS
+from sotr.benchmarks.measure import describe_machine
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
@@ -221,3 +222,11 @@ def test_damaged_results_are_named(tiny, tmp_path):
     path.write_text("[")
     with pytest.raises(SOTRError, match="delete it"):
         reports.compare(report, tmp_path)
+
+
+def test_a_kind_of_machine_says_what_sets_its_speed(monkeypatch):
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_tile": amx})
+        kind = describe_machine(CPU).kind
+        assert ("-amx-" in kind) == amx
+        assert "-r-" not in kind

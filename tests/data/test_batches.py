@@ -233,6 +233,23 @@ def test_a_process_that_died_is_named_by_its_picture_however_it_shows(
         assert str(train.images_dir / "train_5.png") in str(lost)
     assert lost_worker(loader, RuntimeError("something else")) is None
 
+    # PyTorch raises its own error in whatever is being done when the system tells of the end.
+    [process] = [
+        process for process, picture in loader.dataset.in_hand.tolist() if train.file_names[picture] == "train_5.png"
+    ]
+    news = iter([RuntimeError(f"DataLoader worker (pid {process}) is killed by signal: Killed. ")])
+
+    def interrupted() -> list[Any]:
+        for error in news:
+            raise error
+        return []
+
+    monkeypatch.setattr(batches.multiprocessing, "active_children", interrupted)
+    late = lost_worker(loader, EOFError())
+    assert late is not None
+    assert "killed by signal" in str(late)
+    assert str(train.images_dir / "train_5.png") in str(late)
+
 
 def test_the_number_of_classes_must_match(train: CocoDataset) -> None:
     with pytest.raises(SOTRError, match=r"train.json has 3 categories, but the network num_classes 80"):

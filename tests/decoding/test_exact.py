@@ -62,9 +62,9 @@ def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
     logits_Ihw = torch.stack([logits for _, _, logits in candidates])
     masks_IL = logits_Ihw.flatten(1) > options.threshold_logit
     if options.nms == "mask":
-        scores_I = mask_nms(masks_IL, labels_I, scores_I, options.nms_threshold)
+        scores_I = mask_nms(mask_iou(masks_IL), labels_I, scores_I, options.nms_threshold)
     else:
-        scores_I = matrix_nms(masks_IL, labels_I, scores_I, options.nms_sigma, options.nms)
+        scores_I = matrix_nms(mask_iou(masks_IL), labels_I, scores_I, options.nms_sigma, options.nms)
     objects = []
     for i in scores_I.argsort(descending=True, stable=True).tolist()[: options.max_objects]:
         if scores_I[i] <= options.score_threshold:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sotr.decoding.matrix_nms import mask_nms, matrix_nms
+from sotr.decoding.matrix_nms import mask_iou, mask_nms, matrix_nms
 
 
 def literal_matrix_nms(masks, labels, scores, sigma, kernel):
@@ -37,20 +37,20 @@ def test_equals_the_literal_loop(count, classes, seed, kernel):
     masks = torch.rand(count, 24) < torch.rand(count, 1)  # some empty, some full
     labels = torch.randint(0, classes, (count,))
     scores = torch.rand(count).sort(descending=True).values
-    found = matrix_nms(masks, labels, scores, 1.5, kernel)
+    found = matrix_nms(mask_iou(masks), labels, scores, 1.5, kernel)
     torch.testing.assert_close(found, literal_matrix_nms(masks, labels, scores, 1.5, kernel), rtol=1e-4, atol=1e-6)
 
 
 def test_best_mask_keeps_its_score_and_its_copy_loses_most():
     masks = torch.ones(2, 9, dtype=torch.bool)
-    found = matrix_nms(masks, torch.zeros(2), torch.tensor([0.9, 0.8]), sigma=2.0)
+    found = matrix_nms(mask_iou(masks), torch.zeros(2), torch.tensor([0.9, 0.8]), sigma=2.0)
     torch.testing.assert_close(found, torch.tensor([0.9, 0.8 * math.exp(-2.0)]))
 
 
 def test_other_classes_do_not_suppress():
     masks = torch.ones(2, 9, dtype=torch.bool)
     scores = torch.tensor([0.9, 0.8])
-    assert torch.equal(matrix_nms(masks, torch.tensor([0, 1]), scores), scores)
+    assert torch.equal(matrix_nms(mask_iou(masks), torch.tensor([0, 1]), scores), scores)
 
 
 def test_mask_nms_is_greedy():
@@ -60,5 +60,5 @@ def test_mask_nms_is_greedy():
     masks[2, 2:8] = True  # IoU 4/8 with the first, 5/7 with the second, which is gone: kept
     masks[3, :6] = True  # a copy of the first, of another class: kept
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    found = mask_nms(masks, torch.tensor([0, 0, 0, 1]), scores, threshold=0.6)
+    found = mask_nms(mask_iou(masks), torch.tensor([0, 0, 0, 1]), scores, threshold=0.6)
     torch.testing.assert_close(found, torch.tensor([0.9, 0.0, 0.7, 0.6]))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
-from sotr.decoding.matrix_nms import intersections, mask_nms_of, matrix_nms_of, overlaps
+from sotr.decoding.matrix_nms import intersections, mask_nms, matrix_nms, overlaps
 from sotr.decoding.resize import to_picture
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
@@ -133,12 +133,12 @@ def _select(
     cells_U, cell_of_I = cells_I, torch.arange(candidates, device=cells_I.device)
     if counts_at_once(scores_I.device):
         cells_U, cell_of_I = cells_I.unique(return_inverse=True)
-    chunks = [
-        _measure(kernels_KD[chunk], features_Ehw, options.threshold_logit)
-        for chunk in cells_U.split(CANDIDATES_AT_ONCE)
-    ]
-    probability_I = torch.cat([chunk.probability_I for chunk in chunks])[cell_of_I]
-    area_I = torch.cat([chunk.both_II.diagonal() for chunk in chunks])[cell_of_I]
+    both_II, probabilities, areas = torch.empty(0), [], []
+    for chunk in cells_U.split(CANDIDATES_AT_ONCE):
+        probability, both_II = _measure(kernels_KD[chunk], features_Ehw, options.threshold_logit)
+        probabilities.append(probability)
+        areas.append(both_II.diagonal().clone())  # a view would hold the overlaps of every chunk
+    probability_I, area_I = torch.cat(probabilities)[cell_of_I], torch.cat(areas)[cell_of_I]
     # The mean probability inside the mask, how sure it is of itself; 0 if it is empty.
     certainty_I = probability_I / area_I.clamp(min=1)
     least_I: float | Tensor = 0.0
@@ -150,46 +150,35 @@ def _select(
     scores_I, order = scores_I.sort(descending=True, stable=True)
     scores_I, order = scores_I[: options.max_nms], order[: options.max_nms]
     labels_I, kernels_ID = labels_I[order], kernels_KD[cells_I[order]]
-    if len(chunks) == 1:
+    if len(areas) == 1:
         cell_of_I = cell_of_I[order]
-        iou_II = overlaps(chunks[0].both_II)[cell_of_I][:, cell_of_I]
+        iou_II = overlaps(both_II)[cell_of_I][:, cell_of_I]
     else:  # only now it is known whose overlaps are needed
-        iou_II = overlaps(_measure(kernels_ID, features_Ehw, options.threshold_logit).both_II)
+        iou_II = overlaps(_measure(kernels_ID, features_Ehw, options.threshold_logit)[1])
     if options.nms == "mask":
-        scores_I = mask_nms_of(iou_II, labels_I, scores_I, options.nms_threshold)
+        scores_I = mask_nms(iou_II, labels_I, scores_I, options.nms_threshold)
     else:
-        scores_I = matrix_nms_of(iou_II, labels_I, scores_I, options.nms_sigma, options.nms)
+        scores_I = matrix_nms(iou_II, labels_I, scores_I, options.nms_sigma, options.nms)
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
     kept = best[scores_I > options.score_threshold][: options.max_objects]
     return _Objects(scores_I[: len(kept)], labels_I[kept], kernels_ID[kept])
 
 
-class _Measures(NamedTuple):
-    """What is to be known of masks.
-
-    Attributes:
-        probability_I: the sum of probabilities inside each.
-        both_II: pixels that every pair has in common; with itself, a mask's area.
-    """
-
-    probability_I: Tensor
-    both_II: Tensor
-
-
-def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> _Measures:
-    """Masks are made a band of rows at a time, and no more of them than that is ever there."""
+def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> tuple[Tensor, Tensor]:
+    """The sum of probabilities inside each mask (I,), and the pixels that every pair has in common (I, I), a mask with
+    itself its area. Masks are made a band of rows at a time, and no more of them than that is ever there."""
     probability_I = kernels_ID.new_zeros(len(kernels_ID))
     both_II = kernels_ID.new_zeros(len(kernels_ID), len(kernels_ID))
     bands = _bands(kernels_ID, features_Ehw)
-    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * features_Ehw.shape[2])
+    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * features_Ehw.shape[2]) if len(bands) > 1 else None
     for top, bottom in bands:
         logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom], room).flatten(1)
         # Outside the probability becomes exactly 0, which says at once where that is.
         inside_IL = F.threshold(logits_IL, threshold_logit, -torch.inf, inplace=True).sigmoid_()
         probability_I += inside_IL.sum(1)
         both_II += intersections(inside_IL.bool())
-    return _Measures(probability_I, both_II)
+    return probability_I, both_II
 
 
 def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:

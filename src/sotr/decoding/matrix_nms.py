@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def matrix_nms(
-    masks_IL: Tensor,
+    iou_II: Tensor,
     labels_I: Tensor,
     scores_I: Tensor,
     sigma: float = 2.0,
@@ -22,7 +22,7 @@ def matrix_nms(
     data, and dimensions may lead those that are named, so that it exports for batches too.
 
     Args:
-        masks_IL: bool masks, flattened, sorted by falling score.
+        iou_II: overlaps of every pair of masks, sorted by falling score: see `mask_iou`.
         labels_I: class of each mask.
         scores_I: falling scores.
         sigma: sharpness of the Gaussian kernel.
@@ -33,13 +33,6 @@ def matrix_nms(
     """
     if scores_I.shape[0] == 0:
         return scores_I
-    return matrix_nms_of(mask_iou(masks_IL), labels_I, scores_I, sigma, kernel)
-
-
-def matrix_nms_of(
-    iou_II: Tensor, labels_I: Tensor, scores_I: Tensor, sigma: float, kernel: Literal["gaussian", "linear"]
-) -> Tensor:
-    """The same, given the overlaps of all pairs."""
     # Row i, column j: i is better than j and of its class.
     better_II = (labels_I[..., :, None] == labels_I[..., None, :]).triu(diagonal=1)
     iou_II = iou_II * better_II
@@ -52,16 +45,11 @@ def matrix_nms_of(
     return scores_I * decay_II.amin(-2).clamp(max=1)
 
 
-def mask_nms(masks_IL: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float = 0.5) -> Tensor:
+def mask_nms(iou_II: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float = 0.5) -> Tensor:
     """Zero the score of each mask that overlaps a better mask of its class, itself kept, by more than `threshold`.
 
     Arguments and result are those of `matrix_nms`.
     """
-    return mask_nms_of(mask_iou(masks_IL), labels_I, scores_I, threshold)
-
-
-def mask_nms_of(iou_II: Tensor, labels_I: Tensor, scores_I: Tensor, threshold: float) -> Tensor:
-    """The same, given the overlaps of all pairs."""
     same_II = (labels_I[:, None] == labels_I[None]).triu(diagonal=1)
     suppresses_II = (iou_II > threshold) & same_II
     kept_I = torch.ones_like(scores_I, dtype=torch.bool)

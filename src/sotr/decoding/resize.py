@@ -14,6 +14,13 @@ Size = tuple[int, int]
 
 
 class Taps(NamedTuple):
+    """Resampling along one axis: what each of L new lines takes of up to three old ones."""
+
+    lines_LT: Tensor
+    shares_LT: Tensor
+
+
+class RepeatedTaps(NamedTuple):
     """Resampling along one axis of I maps, one after the other: what each of L new lines takes of up to three old ones.
 
     Attributes:
@@ -43,12 +50,12 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
         (I, W, H) of the original size: column by column, as masks are compressed.
     """
     sizes = zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)
-    rows, columns = [_taps(*along, len(maps_Ihw), maps_Ihw.device) for along in sizes]
+    rows, columns = [_repeated(len(maps_Ihw), *along, maps_Ihw.device) for along in sizes]
     maps_IHw = _resample(maps_Ihw, rows)
     return _resample(maps_IHw.transpose(1, 2), columns)
 
 
-def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
+def _resample(lines_ISC: Tensor, taps: RepeatedTaps) -> Tensor:
     """I maps of S lines each -> (I, L, C), sums of lines."""
     count, lines, channels = lines_ISC.shape
     # A weighted sum of a few rows of a table is what this kernel is made for, vectorised along the rows.
@@ -58,8 +65,18 @@ def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _taps(features: int, padded: int, image: int, original: int, count: int, device: torch.device) -> Taps:
-    """Along one axis, for these sizes and so many maps; kept, for the next maps are often of the same."""
+def _repeated(count: int, features: int, padded: int, image: int, original: int, device: torch.device) -> RepeatedTaps:
+    """Of so many maps along one axis, for these sizes; kept, for the next maps are often as many and of the same."""
+    taps = _taps(features, padded, image, original, device)
+    first_I11 = torch.arange(0, count * features, features, device=device)[:, None, None]
+    lines = (taps.lines_LT + first_I11).flatten()
+    firsts = torch.arange(0, len(lines), taps.lines_LT.shape[1], device=device)
+    return RepeatedTaps(lines, taps.shares_LT.repeat(count, 1).flatten(), firsts)
+
+
+@lru_cache(maxsize=64)
+def _taps(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
+    """Along one axis, for these sizes; kept, for the next picture is often of the same."""
     outer_L2, outer_shares_L2 = _bilinear(image, original)
     inner_S2, inner_shares_S2 = _bilinear(features, padded)
     places = inner_S2[outer_L2].reshape(original, 4)
@@ -70,10 +87,8 @@ def _taps(features: int, padded: int, image: int, original: int, count: int, dev
     np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)
     taps = int(np.flatnonzero(shares_L3.any(0))[-1]) + 1
     index = np.minimum(first + np.arange(taps), features - 1)
-    lines_ILT = index + features * np.arange(count)[:, None, None]
-    shares_ILT = np.broadcast_to(shares_L3[:, :taps].astype(np.float32), lines_ILT.shape)
-    firsts = np.arange(0, lines_ILT.size, taps)
-    return Taps(*(torch.from_numpy(each.flatten()).to(device) for each in (lines_ILT, shares_ILT, firsts)))
+    shares_LT = torch.from_numpy(shares_L3[:, :taps].astype(np.float32))
+    return Taps(torch.from_numpy(index).to(device), shares_LT.to(device))
 
 
 def _bilinear(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

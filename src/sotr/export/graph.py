@@ -1,6 +1,6 @@
 """The network with its decoding as one graph: batched, of tensors only, without loops."""
 
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sotr.config import SOTRConfig
 from sotr.decode_options import DecodeOptions
 from sotr.decoding.decode import LEVEL_STRIDES, points_nms
-from sotr.decoding.matrix_nms import matrix_nms
+from sotr.decoding.matrix_nms import mask_iou, matrix_nms
 from sotr.network import SOTR, DensePredictions
 
 
@@ -74,9 +74,8 @@ class SegmentationGraph(nn.Module):
         if options.max_nms < options.max_candidates:
             scores_BI, order_BI = scores_BI[:, : options.max_nms], order_BI[:, : options.max_nms]
         labels_BI, masks_BIL = _take(labels_BI, order_BI), _take(masks_BIL, order_BI)
-        scores_BI = matrix_nms(
-            masks_BIL, labels_BI, scores_BI, options.nms_sigma, "linear" if options.nms == "linear" else "gaussian"
-        )
+        kernel: Literal["gaussian", "linear"] = "linear" if options.nms == "linear" else "gaussian"
+        scores_BI = matrix_nms(mask_iou(masks_BIL), labels_BI, scores_BI, options.nms_sigma, kernel)
 
         scores_BI, best_BI = scores_BI.topk(scores_BI.shape[1])
         found_BI = scores_BI > options.score_threshold

@@ -23,33 +23,6 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """Where polynomials are evaluated, besides infinity. Rounding errors are half of what they are with 0, 1, -1, 2, -2."""
 
 
-@dataclass(frozen=True)
-class Library:
-    """Who multiplies the matrices, and where that is quicker than oneDNN's own convolution.
-
-    Attributes:
-        in_one_call: the 36 products are one call, and everything is written to where it belongs: MKL's way. In oneDNN's
-            way weights are laid out for it, and each product is memory of its own.
-        channels_from: products of channels before and after below which transforms take what is saved.
-        tiles_per_thread: below so many tiles for each thread, a direct convolution is as quick.
-        bytes_at_once: of the elements of tiles; more would leave the cache, fewer would read the weights more often.
-    """
-
-    in_one_call: bool
-    channels_from: int
-    tiles_per_thread: int
-    bytes_at_once: int
-
-
-ONEDNN = Library(in_one_call=False, channels_from=1 << 16, tiles_per_thread=18, bytes_at_once=18 << 20)
-MKL = Library(in_one_call=True, channels_from=1 << 13, tiles_per_thread=8, bytes_at_once=12 << 20)
-
-
-def quickest_library() -> Library:
-    """The one to use on this machine."""
-    return MKL if has_quick_mkl() else ONEDNN
-
-
 def transforms() -> tuple[Tensor, Tensor, Tensor]:
     """A^T (4, 6), G (6, 3) and B^T (6, 6) in float64, by Toom and Cook from POINTS."""
 
@@ -61,6 +34,66 @@ def transforms() -> tuple[Tensor, Tensor, Tensor]:
     results, kernel, inputs = powers(TILE).T, powers(3), torch.linalg.inv(powers(TILE + 2)).T
     scale = 2.0 ** inputs.abs().amax(1, keepdim=True).log2().round()  # by powers of two nothing is rounded
     return results, kernel * scale, inputs / scale
+
+
+class MKLProducts:
+    """All 36 products in one call; results are written to the memory that is given."""
+
+    def __init__(self, weights_SCO: Tensor) -> None:
+        self.weights_SCO = weights_SCO
+
+    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
+        """The product over a tile's elements."""
+        torch.mm(matrix_RS, elements_STC.flatten(1), out=out_RTC.flatten(1))
+        return out_RTC
+
+    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
+        """The product of each element's channels with its weights."""
+        return torch.bmm(elements_STC, self.weights_SCO, out=out_STO)
+
+
+class OneDNNProducts:
+    """Each product by itself, its weights laid out for it; results are memory of their own and copied where need be."""
+
+    def __init__(self, weights_SCO: Tensor) -> None:
+        self.weights = [torch.ops.mkldnn._reorder_linear_weight(each.T.contiguous()) for each in weights_SCO]
+
+    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
+        """The product over a tile's elements, which take the place of a weight; not in the memory that is given."""
+        weight = elements_STC.flatten(1).T
+        return torch.ops.mkldnn._linear_pointwise(matrix_RS, weight, None, "none", [], "").view(out_RTC.shape)
+
+    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
+        """The product of each element's channels with its weights."""
+        for x_TC, weight, out_TO in zip(elements_STC, self.weights, out_STO, strict=True):
+            out_TO.copy_(torch.ops.mkldnn._linear_pointwise(x_TC, weight, None, "none", [], ""))
+        return out_STO
+
+
+@dataclass(frozen=True)
+class Library:
+    """Who multiplies the matrices, and where that is quicker than oneDNN's own convolution.
+
+    Attributes:
+        products: how it does so.
+        channels_from: products of channels before and after below which transforms take what is saved.
+        tiles_per_thread: below so many tiles for each thread, a direct convolution is as quick.
+        bytes_at_once: of the elements of tiles; more would leave the cache, fewer would read the weights more often.
+    """
+
+    products: type[MKLProducts] | type[OneDNNProducts]
+    channels_from: int
+    tiles_per_thread: int
+    bytes_at_once: int
+
+
+ONEDNN = Library(OneDNNProducts, channels_from=1 << 16, tiles_per_thread=18, bytes_at_once=18 << 20)
+MKL = Library(MKLProducts, channels_from=1 << 13, tiles_per_thread=8, bytes_at_once=12 << 20)
+
+
+def quickest_library() -> Library:
+    """The one to use on this machine."""
+    return MKL if has_quick_mkl() else ONEDNN
 
 
 class WinogradConv(nn.Module):
@@ -86,7 +119,7 @@ class WinogradConv(nn.Module):
         self.direct = OneDNNConv(conv, torch.float32, activation, slope, in_place=False)
         self.channels = conv.out_channels
         self.floats_of_tile = (TILE + 2) ** 2 * max(conv.in_channels, conv.out_channels)
-        self.tiles_at_once = self.library.bytes_at_once // (4 * self.floats_of_tile)
+        self.tiles_at_once = library.bytes_at_once // (4 * self.floats_of_tile)
         self.slope = {"none": None, "relu": 0.0, "leaky_relu": slope}[activation]
         self.bias = None if conv.bias is None else conv.bias.detach().float()
         to_results, to_kernel, to_inputs = transforms()
@@ -94,7 +127,7 @@ class WinogradConv(nn.Module):
         self.to_inputs = torch.kron(to_inputs, to_inputs).float()  # 36, 36
         weights = torch.einsum("ai,ocij,bj->abco", to_kernel, conv.weight.detach().double(), to_kernel)
         weights_SCO = weights.float().flatten(0, 1).contiguous()
-        self.products = _MKLProducts(weights_SCO) if self.library.in_one_call else _OneDNNProducts(weights_SCO)
+        self.products = library.products(weights_SCO)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """activation(conv(x))."""
@@ -160,41 +193,6 @@ def _part(room: Tensor, shape: tuple[int, ...]) -> Tensor:
     return room[: math.prod(shape)].view(shape)
 
 
-class _MKLProducts:
-    """Written to the memory that is given."""
-
-    def __init__(self, weights_SCO: Tensor) -> None:
-        self.weights_SCO = weights_SCO
-
-    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
-        """The product over a tile's elements."""
-        torch.mm(matrix_RS, elements_STC.flatten(1), out=out_RTC.flatten(1))
-        return out_RTC
-
-    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
-        """The product of each element's channels with its weights."""
-        return torch.bmm(elements_STC, self.weights_SCO, out=out_STO)
-
-
-class _OneDNNProducts:
-    """The same."""
-
-    def __init__(self, weights_SCO: Tensor) -> None:
-        self.weights = [torch.ops.mkldnn._reorder_linear_weight(each.T.contiguous()) for each in weights_SCO]
-
-    def transform(self, matrix_RS: Tensor, elements_STC: Tensor, out_RTC: Tensor) -> Tensor:
-        """The same, in memory of its own."""
-        # The elements in the place of a weight.
-        weight = elements_STC.flatten(1).T
-        return torch.ops.mkldnn._linear_pointwise(matrix_RS, weight, None, "none", [], "").view(out_RTC.shape)
-
-    def multiply(self, elements_STC: Tensor, out_STO: Tensor) -> Tensor:
-        """The same."""
-        for x_TC, weight, out_TO in zip(elements_STC, self.weights, out_STO, strict=True):
-            out_TO.copy_(torch.ops.mkldnn._linear_pointwise(x_TC, weight, None, "none", [], ""))
-        return out_STO
-
-
 @dataclass
 class _Piece:
     """Some rows of some pictures.
@@ -224,12 +222,8 @@ def _pieces(x_BHWC: Tensor, y_BHWC: Tensor, most: int) -> Iterator[_Piece]:
             out_BhWC = y_BHWC[first : first + pictures, top : top + band]
             down = math.ceil(out_BhWC.shape[1] / TILE)
             above, below = top - 1, top + TILE * down + 1
-            inside = x_BHWC[first : first + pictures, max(0, above) : below]
-            padded = inside.new_empty(len(inside), below - above, TILE * across + 2, channels)
-            start, end = max(0, -above), max(0, -above) + inside.shape[1]
-            for ring in (padded[:, :start], padded[:, end:], padded[:, :, :1], padded[:, :, width + 1 :]):
-                ring.zero_()
-            padded[:, start:end, 1 : width + 1] = inside
+            padding = (0, 0, 1, TILE * across - width + 1, max(0, -above), max(0, below - height))
+            padded = F.pad(x_BHWC[first : first + pictures, max(0, above) : below], padding)
             of_picture, of_row, of_column, of_channel = padded.stride()
             overlapping = padded.as_strided(
                 (TILE + 2, TILE + 2, len(padded), down, across, channels),
