@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask as coco_mask
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from sotr.errors import SOTRError
 from sotr.instances import Instances
 from sotr.model import Segmenter, bundled_models, choose_device, load
 from sotr.network import SOTR
+from sotr.serving.sample import draw_sample
 
 # A random network scores everything low; these thresholds let some of it through.
 LENIENT = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=60, max_objects=20)
@@ -436,3 +438,54 @@ def test_prediction_follows_changes_of_the_network(saved, picture):
     assert copied.predict(picture).rles == before.rles
     segmenter.network.load_state_dict(copied.network.state_dict())
     assert segmenter.predict(picture).rles == before.rles
+
+
+def test_prediction_sees_layers_that_are_replaced(saved, picture):
+    segmenter = load(saved)
+    prepared = segmenter.inference_network()
+    segmenter.network.class_head = copy.deepcopy(segmenter.network.class_head)
+    assert segmenter.inference_network() is not prepared
+
+
+def covered(instances: Instances) -> np.ndarray:
+    return np.any([coco_mask.decode(dict(rle)) for rle in instances.rles], 0)
+
+
+def alike(first: Instances, second: Instances) -> bool:
+    """Whether about as many objects cover about the same."""
+    one, other = covered(first), covered(second)
+    return abs(len(first) - len(second)) <= 0.05 * len(second) and (one & other).sum() > 0.97 * (one | other).sum()
+
+
+def test_bfloat16_predicts_about_the_same():
+    exact, quick = load("nuclei"), load("nuclei", precision="bfloat16")
+    sample = draw_sample()
+    found, expected = quick.predict(sample), exact.predict(sample)
+    assert len(expected) > 10
+    assert alike(found, expected)
+    assert not np.array_equal(found.scores_I, expected.scores_I)
+    assert quick.inference_network()(torch.zeros(1, 3, 64, 64)).kernels_BKD.dtype == torch.bfloat16
+    assert quick.network.class_head.weight.dtype == torch.float32
+    assert quick.digest() != exact.digest()
+
+
+def test_precisions_that_there_are_not(saved, tmp_path):
+    with pytest.raises(SOTRError, match="no precision 'float8'; choose one of float32, bfloat16"):
+        load(saved, precision="float8")
+    with pytest.raises(SOTRError, match="has the precision that it was exported with"):
+        sotr.load(tmp_path / "model.onnx", precision="bfloat16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_predicts_the_same_again_and_again(precision):
+    sample = draw_sample()
+    expected = load("nuclei").predict(sample)
+    segmenter = load("nuclei", "cuda", precision)
+    for pictures in ([sample], [sample] * 2):
+        for _ in range(4):  # as it is, recorded, replayed
+            assert all(alike(found, expected) for found in segmenter.predict(pictures, batch_size=len(pictures)))
+    assert all(recording.graph is not None for recording in segmenter._prepared.recorded._recordings.values())
+    with torch.no_grad():
+        segmenter.network.class_head.bias -= 20.0
+    assert len(segmenter.predict(sample)) == 0

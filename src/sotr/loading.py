@@ -15,7 +15,9 @@ EXPORTED_SUFFIXES = (".onnx", ".xml")
 """How the names of exported files end."""
 
 
-def load(name_or_path: "str | Path", device: "str | torch.device" = "cpu") -> "Segmenter | ExportedSegmenter":
+def load(
+    name_or_path: "str | Path", device: "str | torch.device" = "cpu", precision: str = "float32"
+) -> "Segmenter | ExportedSegmenter":
     """A trained model, ready to predict.
 
     Args:
@@ -25,6 +27,8 @@ def load(name_or_path: "str | Path", device: "str | torch.device" = "cpu") -> "S
             "org/name", which is downloaded once and kept in its cache.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is; exported files run on "cpu" and, in
             ONNX Runtime's build for it, on "cuda".
+        precision: of convolutions and matrix products: "float32", or "bfloat16", which is quicker where the device has
+            it and changes scores and outlines a little; exported files have their own.
 
     Raises:
         SOTRError: there is no such model, or it cannot be used.
@@ -32,6 +36,8 @@ def load(name_or_path: "str | Path", device: "str | torch.device" = "cpu") -> "S
     if Path(name_or_path).suffix.lower() in EXPORTED_SUFFIXES:
         from sotr.export.runtime import ExportedSegmenter
 
+        if precision != "float32":
+            raise SOTRError(f"{name_or_path} has the precision that it was exported with; leave out {precision}")
         return ExportedSegmenter.load_file(Path(name_or_path).expanduser(), str(device))
     try:
         from sotr.model import load as load_model
@@ -42,4 +48,4 @@ def load(name_or_path: "str | Path", device: "str | torch.device" = "cpu") -> "S
             f"the model {name_or_path} needs the package {error.name}; install sotr with all it depends on "
             f"(pip install sotr), or use an exported model: --model MODEL.onnx"
         ) from error
-    return load_model(name_or_path, device)
+    return load_model(name_or_path, device, precision)

@@ -7,6 +7,7 @@ usually `README.md`, the model card. Nothing else is needed to use it, and nothi
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from huggingface_hub.errors import HFValidationError
 
 from sotr.config import PRESETS
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.resize_on_device import preprocess_on_device
+from sotr.data.sizes import resized_size
 from sotr.data.transforms import pad_batch, preprocess
-from sotr.decoding import DecodeOptions, decode
+from sotr.decoding import DecodeOptions, Found, find, finish
 from sotr.errors import SOTRError
 from sotr.hub_card import hub_card
 from sotr.instances import Instances
@@ -31,19 +34,54 @@ from sotr.model_files import (
     write_model,
 )
 from sotr.network import SOTR, prepare_for_inference
+from sotr.network.cuda_graphs import Recorded
 from sotr.predictor import Predictor
 
 BUNDLED_MODELS = Path(__file__).parent / "weights"
 """Model folders that travel with the package, one per name."""
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""In which a network may predict, by name."""
+
+
 class Prepared(NamedTuple):
     """A picture as the network takes it; made by `Segmenter.prepare`."""
 
     input_3hw: torch.Tensor
-    """float32, resized and normalised, not padded."""
+    """float32, resized and normalised, not padded; on CUDA if the network is."""
     original_size: tuple[int, int]
     """(H, W) of the upright picture in pixels, the size of its results."""
+
+
+class _ForInference:
+    """A network's copy for inference in some precision, and of what it was made."""
+
+    def __init__(self, network: SOTR, precision: str) -> None:
+        self.network = prepare_for_inference(network, PRECISIONS[precision])
+        self.recorded = Recorded(self._find)
+        self._of = network
+        self._parts: list[tuple[dict[str, Any], str, Any]] = [
+            (held, name, part)
+            for module in network.modules()
+            for held in (module._parameters, module._buffers, module._modules)
+            for name, part in held.items()
+        ]
+        self._tensors = [part for _, _, part in self._parts if isinstance(part, torch.Tensor)]
+        self._state = self._state_now()
+
+    def made_of(self, network: SOTR) -> bool:
+        """Whether it is this network and that still what it was; quick, for it is asked before every picture."""
+        same = network is self._of and all(held.get(name) is part for held, name, part in self._parts)
+        return same and self._state == self._state_now()
+
+    def _state_now(self) -> list[tuple[int, int]]:
+        # What was made in inference mode counts no versions, for it cannot be changed outside it.
+        return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._tensors]
+
+    def _find(self, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[torch.Tensor]:
+        found = find(self.network(inputs_B3HW), options, self.network.config)
+        return [tensor for each in found for tensor in each]
 
 
 class Segmenter(Predictor[Prepared], ModelHubMixin):
@@ -60,6 +98,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         name: what to call the model in reports.
         card: text of the model card, Markdown, or None.
         device: where the network is.
+        precision: of convolutions and matrix products in prediction, "float32" or "bfloat16"; the weights stay.
     """
 
     def __init__(
@@ -71,11 +110,12 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         name: str = "sotr",
         device: str | torch.device = "cpu",
         card: str | None = None,
+        precision: str = "float32",
     ) -> None:
         """Wrap `network`, which is moved to `device` and put in eval mode.
 
         Raises:
-            SOTRError: if names, ids and the network's classes do not match, or there is no such device.
+            SOTRError: if names, ids and the network's classes do not match, or there is no such device or precision.
         """
         self.config = network.config
         self.class_names = tuple(class_names)
@@ -89,15 +129,20 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         if len(set(self.category_ids)) != classes:
             raise SOTRError("two classes have the same category id; ids must differ")
         self.decode_options = decode_options or DecodeOptions()
+        if precision not in PRECISIONS:
+            raise SOTRError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.name = name
         self.card = card
+        self.precision = precision
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
-        self._prepared: tuple[list[tuple[int, int]], SOTR] | None = None
+        self._prepared: _ForInference | None = None
 
     def digest(self) -> str:
         """See `Predictor`."""
         digest = hashlib.blake2b(repr(self.network.config).encode(), digest_size=20)
+        if self.precision != "float32":
+            digest.update(self.precision.encode())
         for name, tensor in self.network.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -119,8 +164,11 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
         """See `Predictor`."""
         image = load_image(picture, max_pixels=max_pixels)
-        input_3hw = preprocess(image, self.config.image_size, self.config.max_image_size)
-        return Prepared(input_3hw, (image.shape[0], image.shape[1]))
+        size = (image.shape[0], image.shape[1])
+        if self.device.type != "cuda":
+            return Prepared(preprocess(image, *self.edges), size)
+        image_HW3 = torch.from_numpy(image).pin_memory().to(self.device, non_blocking=True)
+        return Prepared(preprocess_on_device(image_HW3.permute(2, 0, 1), resized_size(*size, *self.edges)), size)
 
     @torch.inference_mode()
     def segment(
@@ -128,25 +176,33 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
     ) -> list[Instances]:
         """See `Predictor`."""
         inputs_B3HW = pad_batch([prepared.input_3hw for prepared in batch])
-        predictions = self.inference_network()(inputs_B3HW.to(self.device))
-        return decode(
-            predictions,
+        options = self.options_for(score, max_objects)
+        return finish(
+            self.find(inputs_B3HW.to(self.device), options),
             [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
             [prepared.original_size for prepared in batch],
-            self.options_for(score, max_objects),
-            config=self.config,
+            options,
             class_names=self.class_names,
             category_ids=self.category_ids,
         )
 
+    @torch.inference_mode()
+    def find(self, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[Found]:
+        """What may be an object in each of B padded inputs on the network's device, for `sotr.decoding.finish`."""
+        if self.device.type != "cuda":
+            return find(self.inference_network()(inputs_B3HW), options, self.config)
+        # These two change nothing yet.
+        tensors = self._for_inference().recorded(inputs_B3HW, replace(options, score_threshold=0.0, max_objects=1))
+        return [Found(*tensors[first : first + 4]) for first in range(0, len(tensors), 4)]
+
     def inference_network(self) -> SOTR:
         """A copy of the network that predicts the same in less time, made anew when the network's tensors change."""
-        tensors = self.network.state_dict().values()
-        # What was made in inference mode counts no versions, for it cannot be changed outside it.
-        state = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
-        if self._prepared is None or self._prepared[0] != state:
-            self._prepared = state, prepare_for_inference(self.network)
-        return self._prepared[1]
+        return self._for_inference().network
+
+    def _for_inference(self) -> "_ForInference":
+        if self._prepared is None or not self._prepared.made_of(self.network):
+            self._prepared = _ForInference(self.network, self.precision)
+        return self._prepared
 
     def save(self, folder: str | Path, *, card: str | None = None, half: bool = False) -> None:
         """Write the model folder; its files are replaced only when all of them have been written.
@@ -169,7 +225,9 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             raise SOTRError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
 
     @classmethod
-    def load_folder(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Segmenter":
+    def load_folder(
+        cls, folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
+    ) -> "Segmenter":
         """Read a model folder; every tensor must be there with its shape, and no other.
 
         Raises:
@@ -184,23 +242,25 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             raise SOTRError(f"cannot read {card}: {error}; it must be UTF-8 text") from error
         name = folder.resolve().name
         try:
-            segmenter = cls(SOTR(config), class_names, category_ids, decode_options, name, device, text)
+            segmenter = cls(SOTR(config), class_names, category_ids, decode_options, name, device, text, precision)
         except SOTRError as error:  # what the file describes cannot be built
             raise SOTRError(f"{folder / CONFIG_FILE}: {error}") from error
         load_weights(segmenter.network, folder / WEIGHTS_FILE)
         return segmenter
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, device: str | torch.device = "cpu") -> "Segmenter":  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
+    ) -> "Segmenter":
         """The same as `sotr.load`."""
-        return load(name_or_folder, device)
+        return load(name_or_folder, device, precision)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # What huggingface_hub's save_pretrained and push_to_hub call.
         self.save(save_directory, card=hub_card(self))
 
 
-def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Segmenter:
+def load(name_or_folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Segmenter:
     """A trained model, ready to predict.
 
     Args:
@@ -208,19 +268,20 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Segm
             that name); a model folder; a training run's folder, whose model is in RUN/model; a model on the Hugging
             Face hub, "org/name", which is downloaded once and kept in its cache.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
+        precision: of convolutions and matrix products, "float32" or "bfloat16".
 
     Raises:
         SOTRError: there is no such model, or it cannot be used.
     """
     text = str(name_or_folder)
     if text in bundled_models():
-        return Segmenter.load_folder(BUNDLED_MODELS / text, device)
+        return Segmenter.load_folder(BUNDLED_MODELS / text, device, precision)
 
     folder = Path(text).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "model"):
             if (candidate / CONFIG_FILE).is_file():
-                segmenter = Segmenter.load_folder(candidate, device)
+                segmenter = Segmenter.load_folder(candidate, device, precision)
                 segmenter.name = folder.resolve().name
                 return segmenter
         raise SOTRError(f"{folder} holds no model: neither {CONFIG_FILE} nor model/{CONFIG_FILE} is there")
@@ -228,7 +289,7 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu") -> Segm
         raise SOTRError(f"{folder} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
 
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        segmenter = Segmenter.load_folder(_download(text), device)
+        segmenter = Segmenter.load_folder(_download(text), device, precision)
         segmenter.name = text
         return segmenter
     if text in PRESETS:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from sotr.benchmarks import attention, benchmark, decoding, inference, pictures, training
+from sotr.benchmarks import attention, benchmark, decoding, inference, on_card, pictures, sides, training
 from sotr.benchmarks import report as reports
 from sotr.benchmarks.benchmark import _BENCHMARKS
 from sotr.benchmarks.measure import describe_machine
@@ -34,18 +34,19 @@ def broken(conditions):
     raise RuntimeError("no such kernel\nat some place")
 
 
-def test_inference(monkeypatch):
-    sides = {
-        "sotr-nano": inference._sotr("sotr-nano", 64),
-        "sotr-nano as it stands": inference._sotr("sotr-nano", 64, plain=True),
-        "Mask R-CNN": inference._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
+@pytest.mark.parametrize(("batch", "case"), [(1, "48 x 64"), (2, "48 x 64, 2 together")])
+def test_inference(monkeypatch, batch, case):
+    chosen = {
+        "sotr-nano": sides._sotr("sotr-nano", 64),
+        "sotr-nano as it stands": sides._sotr("sotr-nano", 64, way="as it stands"),
+        "Mask R-CNN": sides._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
     }
-    monkeypatch.setattr(inference, "SIDES", sides | {"broken": broken})
+    monkeypatch.setattr(inference, "SIDES", chosen | {"broken": broken})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
     monkeypatch.setattr(inference, "MATRIX", 64)
-    rows, findings = inference.measure([*sides, "broken"], (48, 64), CPU, FLOAT, 2, str)
+    rows, findings = inference.measure([*chosen, "broken"], (48, 64), CPU, FLOAT, 2, str, batch)
     assert findings[0] == "broken does not run under these conditions: no such kernel."
-    check(rows, ["48 x 64"], sides, ["pre-processing", "network", "decoding", "total"])
+    check(rows, [case], chosen, ["pre-processing", "network", "decoding", "total"])
     assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
     assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2
     assert sum("Decoding is" in finding for finding in findings) == 3
@@ -68,7 +69,7 @@ def test_operations_of_a_prepared_network_are_counted(monkeypatch, backbone):
 def test_peers_from_transformers(monkeypatch, kind):
     pytest.importorskip("transformers")
     small = replace(SOTRConfig(), image_size=64, max_image_size=96)
-    monkeypatch.setattr(inference, "SIDES", {kind: inference._former(kind, small)})
+    monkeypatch.setattr(inference, "SIDES", {kind: sides._former(kind, small)})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 1.0)
     monkeypatch.setattr(inference, "MATRIX", 64)
     rows, _ = inference.measure([kind], (48, 64), CPU, FLOAT, 1, str)
@@ -82,7 +83,7 @@ def test_train(monkeypatch):
         rows,
         ["1 object, 2 x 64 x 64", "5 objects, 2 x 64 x 64"],
         ["sotr-nano"],
-        ["data", "forward", "loss", "backward", "total"],
+        ["data", "forward", "loss", "backward", "optimiser", "total"],
     )
     assert findings == []
 
@@ -107,6 +108,31 @@ def test_attention():
     cases, sides = ["all levels, batch 1", "all levels, batch 2"], ["level by level", "levels together"]
     check(levels, cases, sides, ["forward", "step"])
     assert len(ratios) == 4
+
+
+def test_every_side_has_a_use():
+    assert set(sides.CUDA_ONLY) | set(sides.LONG) <= set(sides.SIDES)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolutions"),
+        ("nvjet_sm90_tst_128x80_64x8_1x2_h_bz_bias_TNT", "matrix products"),
+        ("void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<c10::BFloat16>", "norms and sums"),
+        ("Memcpy DtoH (Device -> Pageable)", "copies"),
+        ("at::native::mbtopk::computeDigitCumSum(short*, unsigned int*, unsigned int)", "choosing"),
+        ("void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<float>", "element by element"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel, kind):
+    assert on_card.kind_of(kernel) == kind
+
+
+def test_traffic_counts_operands_and_results_of_products_alone():
+    a, b = torch.randn(3, 5), torch.randn(5, 7)
+    assert on_card.traffic(lambda: (a @ b).relu() + 1, {}) == 4 * (3 * 5 + 5 * 7 + 3 * 7)
 
 
 def test_saved_bytes_are_those_that_the_backward_pass_reads():

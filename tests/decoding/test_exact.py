@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions, decode
 from sotr.decoding.decode import LEVEL_STRIDES, points_nms
-from sotr.decoding.matrix_nms import mask_iou, mask_nms, matrix_nms
+from sotr.decoding.matrix_nms import intersections, mask_iou, mask_nms, matrix_nms
 from sotr.network import DensePredictions, mask_logits
 
 DECODE = sys.modules["sotr.decoding.decode"]
@@ -92,9 +92,9 @@ def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
         {"cell_threshold": 0.7},
     ],
 )
-@pytest.mark.parametrize("counting", [True, False])
-def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings, counting):
-    monkeypatch.setattr(DECODE, "counts_at_once", lambda device: counting)
+@pytest.mark.parametrize("host", [True, False])
+def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings, host):
+    monkeypatch.setattr(DECODE, "on_host", lambda device: host)
     options = DecodeOptions(**({"mask_threshold": 0.6} | settings))
     dense = predictions(kernel_size)
     if channels_last:
@@ -115,6 +115,39 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
             for rle, (_, _, mask) in zip(instances.rles, expected, strict=True):
                 assert rle["size"] == list(ORIGINAL)
                 np.testing.assert_array_equal(coco_mask.decode([rle])[..., 0], mask)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # eighths are exact in both
+@pytest.mark.parametrize("settings", [{}, {"nms": "mask", "upsample": "probabilities", "min_area_strides": 2.0}])
+def test_a_gpu_finds_the_same(dtype, settings):
+    options = DecodeOptions(**settings)
+    dense = DensePredictions(*(tensor.to(dtype) for tensor in predictions()))
+    found = {}
+    for device in ("cpu", "cuda"):
+        on_device = DensePredictions(*(tensor.to(device) for tensor in dense))
+        found[device] = decode(
+            on_device,
+            [IMAGE] * 2,
+            [ORIGINAL] * 2,
+            options,
+            config=CONFIG,
+            class_names=("a", "b", "c"),
+            category_ids=(1, 2, 3),
+        )
+    for one, other in zip(found["cuda"], found["cpu"], strict=True):
+        np.testing.assert_allclose(one.scores_I, other.scores_I, rtol=1e-4)
+        assert one.labels_I.tolist() == other.labels_I.tolist()
+        assert one.rles == other.rles
+        np.testing.assert_array_equal(one.boxes_I4, other.boxes_I4)
+
+
+@pytest.mark.gpu
+def test_overlaps_are_exact_on_a_gpu():
+    torch.manual_seed(0)
+    masks = torch.rand(301, 67_200, device="cuda") < torch.rand(301, 1, device="cuda")
+    as_numbers = masks.double()
+    assert torch.equal(intersections(masks).double(), as_numbers @ as_numbers.T)
 
 
 @pytest.mark.parametrize(("count", "pixels"), [(0, 5), (1, 1), (3, 1000), (130, 777)])

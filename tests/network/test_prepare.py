@@ -224,3 +224,17 @@ def test_without_onednn_batch_norms_are_folded_and_the_type_is_taken(monkeypatch
         for found, low, expected in zip(prepared(images), half(images), network(images), strict=True):
             assert relative(found, expected) < 1e-5
             assert low.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("transformer", ["hybrid_twin", "pure_twin", "original"])
+def test_a_gpu_predicts_the_same(dtype, tolerance, transformer):
+    network = lively(replace(NANO, transformer=transformer))
+    images = torch.randn(2, 3, 96, 160)
+    expected = network(images)
+    on_gpu = network.cuda()
+    for one in (on_gpu, prepare_for_inference(on_gpu, dtype)):
+        for found, same in zip(one(images.cuda()), expected, strict=True):
+            assert relative(found.float().cpu(), same) < tolerance

@@ -5,6 +5,7 @@ import torch
 
 from sotr.config import SOTRConfig
 from sotr.network.transformer import LAYERS, Transformer
+from sotr.training.module import attention_for
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano"), width=32, heads=4, depth=3)
 SHAPES = [(6, 6), (5, 5), (1, 1), (3, 7), (6, 6)]
@@ -64,3 +65,21 @@ def test_layers_equal_the_plain_formula(transformer):
     x = torch.randn(2, 4, 5, CONFIG.width, dtype=torch.float64)
     for layer in transformer.layers:
         torch.testing.assert_close(layer(x), plain_layer(layer, x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["hybrid_twin", "pure_twin"])
+def test_maps_together_equal_each_on_a_gpu(kind, dtype):
+    torch.manual_seed(0)
+    transformer = Transformer(replace(CONFIG, transformer=kind)).cuda()
+    gradients = []
+    for together in (True, False):
+        transformer.zero_grad()
+        found = [each.detach().float().cuda() for each in maps(2)]
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), attention_for(torch.device("cuda")):
+            outputs = transformer.together(found) if together else [transformer(each) for each in found]
+        sum((index + 1) * each.float().square().mean() for index, each in enumerate(outputs)).backward()
+        gradients.append([*(each.detach().float() for each in outputs), *(p.grad for p in transformer.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= (1e-3 if dtype == torch.float32 else 5e-2) * other.norm() + 1e-6

@@ -13,7 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sotr.benchmarks.measure import Parts, Stopwatch, alternate
 from sotr.benchmarks.report import Row, timed
 from sotr.config import SOTRConfig
-from sotr.network.transformer import LAYERS, OriginalLayer, join
+from sotr.network.atlas import atlas_of
+from sotr.network.transformer import LAYERS, OriginalLayer
 from sotr.training.module import attention_for
 
 WHAT = (
@@ -103,10 +104,10 @@ def together(
     for batch in batches:
         own = [(batch, *shape[1:]) for shape in shapes]
         maps = [torch.randn(*shape, config.width, device=device) for shape in own]
-        tokens = join(maps)
+        atlas = atlas_of(maps)
         sides = {
             "level by level": partial(_forward_and_step, partial(_one_by_one, layer, maps), device, dtype),
-            "levels together": partial(_forward_and_step, partial(layer.together, tokens, own), device, dtype),
+            "levels together": partial(_forward_and_step, partial(layer, atlas.join(maps), atlas), device, dtype),
         }
         case = f"all levels, batch {batch}"
         on_run(case)
@@ -121,7 +122,7 @@ def together(
 
 
 def _one_by_one(layer: OriginalLayer, maps: Sequence[Tensor]) -> Tensor:
-    return join([layer(x_BNNC) for x_BNNC in maps])
+    return torch.stack([layer(x_BNNC).float().sum() for x_BNNC in maps])
 
 
 def _forward_and_step(work: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Parts:

@@ -8,9 +8,9 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,6 +101,26 @@ def peak_memory(work: Callable[..., object], *arguments: Any) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak_of, torch.get_num_threads(), work, arguments).result()
+
+
+class Peak:
+    """The most memory that was allocated on a device in a `device_peak` block, beyond what was before."""
+
+    mib = 0.0
+
+
+@contextmanager
+def device_peak(device: torch.device) -> Iterator[Peak]:
+    """Look at the memory that PyTorch allocates on a CUDA device; of others 0 is known."""
+    peak = Peak()
+    if device.type != "cuda":
+        yield peak
+        return
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield peak
+    peak.mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
 def _peak_of(threads: int, work: Callable[..., object], arguments: tuple[Any, ...]) -> float:

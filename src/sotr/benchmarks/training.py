@@ -3,25 +3,28 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from sotr.benchmarks import synthetic
-from sotr.benchmarks.measure import Parts, Stopwatch, alternate, peak_memory
+from sotr.benchmarks.measure import Parts, Stopwatch, alternate, device_peak, peak_memory
+from sotr.benchmarks.on_card import costs
 from sotr.benchmarks.report import Row, timed
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch, Sample, collate
 from sotr.data.transforms import Augmentation, augment
+from sotr.info import count_components
 from sotr.learning import LossOptions, sotr_losses
 from sotr.network import SOTR
 from sotr.training.module import attention_for
 
 WHAT = (
-    "One step of training, weights random and all trained, without the optimiser's. Data: augmentation (flip, "
+    "One step of training, weights random and all trained, with AdamW. Data: augmentation (flip, "
     "large-scale jitter, crop) and assignment, in the same process. Forward: the network; of Mask R-CNN with its "
     "losses. Backward: all gradients. Memory: what a process of its own needs at most for building and one step, "
     "beyond its imports."
@@ -29,6 +32,12 @@ WHAT = (
 
 CLASSES = 80
 OBJECTS = (1, 30, 300)
+TYPICAL_OBJECTS = 7
+"""COCO's mean of objects in a picture."""
+CUDA_BATCH = 16
+CUDA_SIDE = 800
+MATRIX = 8192
+"""Rows and columns of the matrices whose product shows what a card can do."""
 AUGMENTATION = Augmentation(scale=(0.5, 1.5), crop=512)
 STEPS = {"sotr-r50": "sotr-r50", "sotr-rt-r50": "sotr-rt-r50", "Mask R-CNN R50-FPN": None}
 """Side -> preset of ours."""
@@ -56,7 +65,11 @@ def train(
 ) -> tuple[list[Row], list[str]]:
     """Rows and findings of the sub-benchmark."""
     names = [name for name in STEPS if not quick or name != "sotr-rt-r50"]
-    return measure(names, OBJECTS, 1 if quick else 2, AUGMENTATION.crop, device, dtype, 2 if quick else 5, on_run)
+    if device.type != "cuda":
+        return measure(names, OBJECTS, 1 if quick else 2, AUGMENTATION.crop, device, dtype, 2 if quick else 5, on_run)
+    rows, findings = measure(names, OBJECTS, 8, CUDA_SIDE, device, dtype, 3 if quick else 7, on_run)
+    on_run("throughput")
+    return rows, findings + throughput("sotr-r50", CUDA_BATCH, CUDA_SIDE, device, dtype, 5 if quick else 15)
 
 
 def measure(
@@ -96,10 +109,9 @@ def measure(
 def _peak(name: str, conditions: Conditions) -> float:
     if conditions.device.type != "cuda":
         return round(peak_memory(_once, name, conditions))
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(conditions.device)
-    _once(name, conditions)
-    return round(torch.cuda.max_memory_allocated(conditions.device) / 2**20)
+    with device_peak(conditions.device) as peak:
+        _once(name, conditions)
+    return round(peak.mib)
 
 
 def _once(name: str, conditions: Conditions) -> None:
@@ -139,28 +151,90 @@ class _Pictures:
         return collate(samples, self.config)
 
 
+class _Ours:
+    """A network of ours under training.
+
+    Args:
+        compiled: through `torch.compile`, as `sotr train --compile` does it.
+    """
+
+    def __init__(self, preset: str, conditions: Conditions, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.config, self.conditions = SOTRConfig.preset(preset, CLASSES), conditions
+        self.network = SOTR(self.config).to(memory_format=torch.channels_last).to(conditions.device)
+        self.forward = torch.compile(self.network.forward) if compiled else self.network.forward
+        self.optimizer = _optimizer(self.network)
+
+    def step(self, batch: Batch, watch: Stopwatch | None = None) -> None:
+        """One step, timed in parts, for each of which the device is waited for, or in none."""
+        lap = _no_lap if watch is None else watch.lap
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.conditions.autocast(), attention_for(self.conditions.device):
+            dense = self.forward(batch.images_B3HW.contiguous(memory_format=torch.channels_last))
+        lap("forward")
+        with self.conditions.autocast():
+            losses = sotr_losses(dense, batch.targets, batch.assignment, LossOptions())
+        lap("loss")
+        torch.stack(list(losses.values())).sum().backward()
+        lap("backward")
+        self.optimizer.step()
+        lap("optimiser")
+
+
+def _no_lap(part: str) -> None:
+    pass
+
+
+def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), lr=1e-6)
+
+
 def _sotr(preset: str, conditions: Conditions) -> Step:
-    config = SOTRConfig.preset(preset, CLASSES)
-    torch.manual_seed(0)
-    network = SOTR(config).to(memory_format=torch.channels_last).to(conditions.device)
-    pictures = _Pictures(conditions, config)
+    ours = _Ours(preset, conditions)
+    pictures = _Pictures(conditions, ours.config)
 
     def step() -> Parts:
-        network.zero_grad(set_to_none=True)
         watch = Stopwatch(conditions.device)
         batch = pictures.batch().to(conditions.device)
         watch.lap("data")
-        with conditions.autocast(), attention_for(conditions.device):
-            dense = network(batch.images_B3HW.contiguous(memory_format=torch.channels_last))
-        watch.lap("forward")
-        with conditions.autocast():
-            losses = sotr_losses(dense, batch.targets, batch.assignment, LossOptions())
-        watch.lap("loss")
-        torch.stack(list(losses.values())).sum().backward()
-        watch.lap("backward")
+        ours.step(batch, watch)
         return watch.parts
 
     return step
+
+
+def throughput(preset: str, batch: int, side: int, device: torch.device, dtype: torch.dtype, steps: int) -> list[str]:
+    """How many pictures a second pass through whole steps without a pause, their data at hand, and what that is of the
+    card's arithmetic: a backward pass counts twice a forward pass."""
+    conditions = Conditions(TYPICAL_OBJECTS, batch, side, device, dtype)
+    a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=dtype)
+    peak = MATRIX**3 / _seconds(lambda: a @ b, device, 20)
+    findings = []
+    for compiled in (False, True):
+        ours = _Ours(preset, conditions, compiled)
+        pictures = _Pictures(conditions, ours.config).batch().to(device)
+        work = partial(ours.step, pictures)
+        with device_peak(device) as memory:
+            seconds = _seconds(work, device, steps)
+        macs = 3 * batch * count_components(ours.config, side, side)["total"].macs
+        findings.append(
+            f"{preset}{' compiled' if compiled else ''}, {batch} x {side} x {side}, {TYPICAL_OBJECTS} objects each: "
+            f"{batch / seconds:.1f} pictures per second in training, {macs / seconds / peak:.1%} of the "
+            f"{peak / 1e12:.0f} TMAC/s of {MATRIX} x {MATRIX} matrices' products, {memory.mib / 2**10:.1f} GiB beyond "
+            f"the weights; a step takes {seconds:.3f} s, in which the card is busy with {', '.join(costs(work)[:4])}."
+        )
+    return findings
+
+
+def _seconds(work: Callable[[], object], device: torch.device, runs: int) -> float:
+    """Of one run, of so many without a pause after three to warm up."""
+    for _ in range(3):
+        work()
+    watch = Stopwatch(device)
+    for _ in range(runs):
+        work()
+    watch.lap("runs")
+    return watch.parts["runs"] / runs
 
 
 def _mask_rcnn(conditions: Conditions) -> Step:
@@ -170,10 +244,11 @@ def _mask_rcnn(conditions: Conditions) -> Step:
         weights=None, weights_backbone=None, num_classes=CLASSES + 1, min_size=size, max_size=size
     )
     model = model.train().to(conditions.device)
+    optimizer = _optimizer(model)
     pictures = _Pictures(conditions, SOTRConfig())
 
     def step() -> Parts:
-        model.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         watch = Stopwatch(conditions.device)
         batch = pictures.batch().to(conditions.device)
         targets = [
@@ -190,6 +265,8 @@ def _mask_rcnn(conditions: Conditions) -> Step:
         watch.lap("forward")
         sum(losses.values()).backward()
         watch.lap("backward")
+        optimizer.step()
+        watch.lap("optimiser")
         return watch.parts
 
     return step

@@ -1,6 +1,6 @@
 """From dense predictions to objects."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +12,13 @@ from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import intersections, mask_nms, matrix_nms, overlaps
 from sotr.decoding.resize import to_picture
+from sotr.decoding.rle_on_device import compress, to_host
 from sotr.instances import Instances, encoded
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
 from sotr.rle import Ints, boxes_of_counts, encode_counts, joined_counts, mask_counts
 
-UPSAMPLED_PIXELS = 16_000_000
+UPSAMPLED_PIXELS = 64_000_000
 """Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
 
 CACHED_PIXELS = 1_000_000
@@ -33,12 +34,13 @@ LOGITS_AT_ONCE = 1_000_000
 """Mask logits that are held at the same time on a CPU, about what its cache holds."""
 
 
-class _Objects(NamedTuple):
-    """Objects of one picture, best first, their masks still to be made."""
+class Found(NamedTuple):
+    """Objects of one picture, best first, their masks still to be made; a score of 0 is none."""
 
     scores_I: Tensor
     labels_I: Tensor
     kernels_ID: Tensor
+    features_Ehw: Tensor
 
 
 @torch.no_grad()
@@ -63,24 +65,48 @@ def decode(
         class_names: of the M classes.
         category_ids: of the M classes, as their data set numbers them.
     """
+    found = find(predictions, options, config)
+    return finish(found, image_sizes, original_sizes, options, class_names=class_names, category_ids=category_ids)
+
+
+@torch.no_grad()
+def find(predictions: DensePredictions, options: DecodeOptions, config: SOTRConfig) -> list[Found]:
+    """The first half of `decode`: what may be an object in each picture. Neither `score_threshold` nor `max_objects`
+    counts yet, and nothing waits for a GPU or has sizes that depend on what is there."""
     scores_BKM = predictions.class_logits_BKM.float().sigmoid()
     if options.points_nms:
         scores_BKM = points_nms(scores_BKM, config.grids)
-    grid_areas = torch.tensor([grid * grid for grid in config.grids])
-    strides_K = torch.tensor(LEVEL_STRIDES).repeat_interleave(grid_areas).to(scores_BKM.device)
+    strides_K = torch.cat(
+        [scores_BKM.new_full((grid * grid,), stride) for grid, stride in zip(config.grids, LEVEL_STRIDES, strict=True)]
+    )
+    return [_select(*of_picture, strides_K, options) for of_picture in zip(scores_BKM, *predictions[1:], strict=True)]
+
+
+@torch.no_grad()
+def finish(
+    found: Sequence[Found],
+    image_sizes: Sequence[tuple[int, int]],
+    original_sizes: Sequence[tuple[int, int]],
+    options: DecodeOptions,
+    *,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> list[Instances]:
+    """The second half of `decode`, with its arguments: masks of the objects that are kept, at the pictures' sizes."""
     results = []
-    for picture, (image_size, original_size) in enumerate(zip(image_sizes, original_sizes, strict=True)):
-        features_Ehw = predictions.mask_features_BEhw[picture].float()
-        objects = _select(
-            scores_BKM[picture], predictions.kernels_BKD[picture].float(), features_Ehw, strides_K, options
-        )
-        rles, boxes_I4 = _rles(objects.kernels_ID, features_Ehw, image_size, original_size, options)
+    on_host = to_host(*(each.scores_I for each in found), *(each.labels_I for each in found))
+    sizes = zip(image_sizes, original_sizes, strict=True)
+    for each, (image_size, original_size), scores_I, labels_I in zip(
+        found, sizes, on_host[: len(found)], on_host[len(found) :], strict=True
+    ):
+        count = min(int((scores_I > options.score_threshold).sum()), options.max_objects)
+        rles, boxes_I4 = _rles(each.kernels_ID[:count], each.features_Ehw, image_size, original_size, options)
         # A mask of the features' resolution may hold no pixel of a smaller original.
         [empty] = encode_counts(np.array([original_size[0] * original_size[1]]), np.array([0, 1]))
         filled = [i for i, rle in enumerate(rles) if rle["counts"] != empty]
         instances = Instances.from_encoded(
-            objects.scores_I.cpu().numpy()[filled],
-            objects.labels_I.cpu().numpy()[filled],
+            scores_I[:count].numpy()[filled],
+            labels_I[:count].numpy()[filled],
             [rles[i] for i in filled],
             boxes_I4[filled],
             tuple(class_names),
@@ -104,22 +130,27 @@ def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
     return torch.cat(levels, 1)
 
 
-def counts_at_once(device: torch.device) -> bool:
-    """Whether candidates are counted before their masks are made, which saves masks where waiting for a number is free.
+def on_host(device: torch.device) -> bool:
+    """Whether the host reads numbers and masks for nothing. Then candidates are counted before their masks are made,
+    which saves masks, and NumPy compresses those.
 
-    Elsewhere those that fail take part with a score of 0, which suppresses nothing and is dropped at the end.
+    Elsewhere candidates that fail take part with a score of 0, which suppresses nothing and is dropped at the end, and
+    masks are compressed where they are.
     """
     return device.type == "cpu"
 
 
 def _select(
     scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, strides_K: Tensor, options: DecodeOptions
-) -> _Objects:
+) -> Found:
     num_classes = scores_KM.shape[1]
+    # Only CUDA has products of 16 bits with results of 32.
+    if not (features_Ehw.is_cuda and features_Ehw.dtype in (torch.float16, torch.bfloat16)):
+        kernels_KD, features_Ehw = kernels_KD.float(), features_Ehw.float()
     # Top-k has a fixed size; those that pass the threshold come first.
     scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
     passing_I = scores_I > options.cell_threshold
-    if counts_at_once(scores_I.device):
+    if on_host(scores_I.device):
         count = int(passing_I.sum())
         scores_I, index_I = scores_I[:count], index_I[:count]
     else:
@@ -127,11 +158,11 @@ def _select(
     candidates = len(scores_I)
     cells_I, labels_I = index_I // num_classes, index_I % num_classes
     if not candidates:
-        return _Objects(scores_I, labels_I, kernels_KD[cells_I])
+        return Found(scores_I, labels_I, kernels_KD[cells_I], features_Ehw)
 
     # A cell may be a candidate of several classes; its mask is made once.
     cells_U, cell_of_I = cells_I, torch.arange(candidates, device=cells_I.device)
-    if counts_at_once(scores_I.device):
+    if on_host(scores_I.device):
         cells_U, cell_of_I = cells_I.unique(return_inverse=True)
     both_II, probabilities, areas = torch.empty(0), [], []
     for chunk in cells_U.split(CANDIDATES_AT_ONCE):
@@ -161,17 +192,17 @@ def _select(
         scores_I = matrix_nms(iou_II, labels_I, scores_I, options.nms_sigma, options.nms)
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
-    kept = best[scores_I > options.score_threshold][: options.max_objects]
-    return _Objects(scores_I[: len(kept)], labels_I[kept], kernels_ID[kept])
+    return Found(scores_I, labels_I[best], kernels_ID[best], features_Ehw)
 
 
 def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> tuple[Tensor, Tensor]:
     """The sum of probabilities inside each mask (I,), and the pixels that every pair has in common (I, I), a mask with
     itself its area. Masks are made a band of rows at a time, and no more of them than that is ever there."""
-    probability_I = kernels_ID.new_zeros(len(kernels_ID))
-    both_II = kernels_ID.new_zeros(len(kernels_ID), len(kernels_ID))
+    count = len(kernels_ID)
+    probability_I = kernels_ID.new_zeros(count, dtype=torch.float32)
+    both_II = kernels_ID.new_zeros(count, count, dtype=torch.float32)
     bands = _bands(kernels_ID, features_Ehw)
-    room = kernels_ID.new_empty(len(kernels_ID) * bands[0][1] * features_Ehw.shape[2]) if len(bands) > 1 else None
+    room = kernels_ID.new_empty(count * bands[0][1] * features_Ehw.shape[2]) if len(bands) > 1 else None
     for top, bottom in bands:
         logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom], room).flatten(1)
         # Outside the probability becomes exactly 0, which says at once where that is.
@@ -191,8 +222,12 @@ def _bands(kernels_ID: Tensor, features_Ehw: Tensor) -> list[tuple[int, int]]:
 
 
 def _logits(kernels_ID: Tensor, features_Ehw: Tensor, room: Tensor | None = None) -> Tensor:
-    """The same as `mask_logits`, by the quickest product there is, which may write over `room`."""
+    """The same as `mask_logits` in float32, by the quickest product there is, which may write over `room`."""
     channels, h, w = features_Ehw.shape
+    if features_Ehw.dtype != torch.float32:
+        if kernels_ID.shape[1] != channels:
+            return mask_logits(kernels_ID.float(), features_Ehw.float())
+        return torch.mm(kernels_ID, features_Ehw.flatten(1), out_dtype=torch.float32).unflatten(1, (h, w))
     if kernels_ID.shape[1] != channels or features_Ehw.stride(0) != 1:
         return mask_logits(kernels_ID, features_Ehw)
     return product(kernels_ID, features_Ehw.permute(1, 2, 0).flatten(0, 1), room).unflatten(1, (h, w))
@@ -208,20 +243,41 @@ def _rles(
     """Make masks, resize them to the original picture, threshold and compress them; and their boxes (I, 4), xyxy."""
     if not len(kernels_ID):
         return [], np.zeros((0, 4), np.int64)
-    h, w = features_Ehw.shape[1:]
-    padded = (h * MASK_STRIDE, w * MASK_STRIDE)
-    at_once = UPSAMPLED_PIXELS
-    if features_Ehw.device.type == "cpu":
-        at_once = CACHED_PIXELS
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    pieces, rows = [], []
+    maps = _at_original_size(kernels_ID, features_Ehw, image_size, original_size, in_logits)
+    if on_host(features_Ehw.device):
+        return _compress_on_host(maps, level, original_size)
+    pieces = [compress(maps_IWH > level) for maps_IWH in maps]
+    texts = [text for piece in pieces for text in piece.texts]
+    boxes_I4 = np.concatenate([piece.boxes_I4 for piece in pieces])
+    return [{"size": list(original_size), "counts": text} for text in texts], boxes_I4
+
+
+def _at_original_size(
+    kernels_ID: Tensor,
+    features_Ehw: Tensor,
+    image_size: tuple[int, int],
+    original_size: tuple[int, int],
+    in_logits: bool,
+) -> Iterator[Tensor]:
+    """Logits or probabilities of some masks after others, (I, W, H)."""
+    h, w = features_Ehw.shape[1:]
+    pixels = CACHED_PIXELS if features_Ehw.device.type == "cpu" else UPSAMPLED_PIXELS
+    at_once = max(1, pixels // (original_size[0] * original_size[1]))
     for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
-        for maps_Ihw in _logits(kernels, features_Ehw).split(max(1, at_once // (original_size[0] * original_size[1]))):
+        for maps_Ihw in _logits(kernels, features_Ehw).split(at_once):
             maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
-            masks_IWH = to_picture(maps_Ihw, padded, image_size, original_size).gt_(level).bool()
-            dense_IWH = masks_IWH.cpu().numpy()
-            pieces.append(mask_counts(dense_IWH))
-            rows.append(dense_IWH.any(1))
+            yield to_picture(maps_Ihw, (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size)
+
+
+def _compress_on_host(
+    maps: Iterable[Tensor], level: float, original_size: tuple[int, int]
+) -> tuple[list[dict[str, Any]], Ints]:
+    pieces, rows = [], []
+    for maps_IWH in maps:
+        dense_IWH = maps_IWH.gt_(level).bool().numpy()
+        pieces.append(mask_counts(dense_IWH))
+        rows.append(dense_IWH.any(1))
     counts = joined_counts(pieces)
     return encoded(*counts, original_size), boxes_of_counts(*counts, np.concatenate(rows), original_size[1])

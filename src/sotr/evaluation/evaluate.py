@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sotr.data.batches import WORKER_DIED, died, eval_loader, load_picture
 from sotr.data.coco import CocoDataset, find_data
-from sotr.decoding import decode
+from sotr.decoding import finish
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.tables import class_table, number
@@ -43,6 +43,7 @@ def evaluate(
     val_json: str | Path | None = None,
     images: str | Path | None = None,
     workers: int = 0,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, Any]:
     """Measure a model's COCO mask AP and AR on annotated pictures.
 
@@ -62,6 +63,7 @@ def evaluate(
         val_json: annotation file of split val, where `data` has another layout.
         images: folder of the pictures, where `data` has another layout.
         workers: processes that load pictures; 0 loads them in this one.
+        precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
 
     Returns:
         AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
@@ -82,7 +84,7 @@ def evaluate(
     dataset = found.val if split == "val" else found.train
     if dataset is None or not len(dataset):
         raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
-    segmenter = model if isinstance(model, Predictor) else load(model, device)
+    segmenter = model if isinstance(model, Predictor) else load(model, device, precision)
 
     messages = Console(stderr=True, quiet=quiet, soft_wrap=True)
     category_ids = match_classes(segmenter.class_names, dataset.class_names, dataset.category_ids)
@@ -213,16 +215,14 @@ def _by_batches(
         pin_memory=segmenter.device.type == "cuda",
         pictures=pictures,
     )
-    network = segmenter.inference_network()
     for batch in loader:
         yield (
             batch.image_ids,
-            decode(
-                network(batch.images_B3HW.to(segmenter.device, non_blocking=True)),
+            finish(
+                segmenter.find(batch.images_B3HW.to(segmenter.device, non_blocking=True), options),
                 batch.image_sizes,
                 batch.original_sizes,
                 options,
-                config=segmenter.config,
                 class_names=segmenter.class_names,
                 category_ids=category_ids,
             ),

@@ -96,13 +96,15 @@ def _dice_of_cells(
 ) -> Tensor:
     """The summed Dice losses of the positive cells."""
     total = predictions.kernels_BKD.new_zeros((), dtype=torch.float32)
+    # Indexing pictures one by one would make, and add up, a gradient of the whole batch for each of them.
+    kernels_KD, features_Ehw = predictions.kernels_BKD.unbind(), predictions.mask_features_BEhw.unbind()
     cells = assignment.cells_P.split(assignment.counts)
     objects = assignment.objects_P.split(assignment.counts)
     for picture, target in enumerate(targets):
         if not len(cells[picture]):
             continue
-        kernels_PD = predictions.kernels_BKD[picture, cells[picture]]
-        features_Dhw = convolved_features(predictions.mask_features_BEhw[picture], kernels_PD.shape[1])
+        kernels_PD = kernels_KD[picture][cells[picture]]
+        features_Dhw = convolved_features(features_Ehw[picture], kernels_PD.shape[1])
         compare = dice_sum if options.points == 0 else partial(dice_sum_of_points, points=options.points)
         scale = MASK_STRIDE // options.mask_stride
         total = total + compare(kernels_PD, features_Dhw, target.masks_Ihw, objects[picture], scale)

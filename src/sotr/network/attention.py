@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sotr.network.atlas import Atlas
+
 SHORT = 40
 """Longest sequences, in cells, for which a CPU is no slower without fused attention."""
 
@@ -35,39 +37,46 @@ class FullAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
         self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        return self.to_out(self.mix(self.to_qkv(x_BNNC)))
+    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
+        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
+        return self.to_out(self.mix(self.to_qkv(x_BNNC), atlas))
 
-    def parts(self) -> "tuple[FullAttention, ...]":
-        """The attention modules that are applied one after the other: this one."""
-        return (self,)
-
-    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
         """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
+        if atlas is not None:
+            return atlas.join([self.mix(map_BNN3C, None) for map_BNN3C in atlas.split(qkv_BNN3C)])
         return self.attend(qkv_BNN3C.flatten(1, 2)).view(*qkv_BNN3C.shape[:3], -1)
 
-    def attend(self, qkv_SL3C: Tensor) -> Tensor:
+    def attend(self, qkv_SL3C: Tensor, mask_S1LL: Tensor | None = None) -> Tensor:
         """S sequences of L cells, of which only those of one sequence see one another -> (S, L, C)."""
         qkv = qkv_SL3C.unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (S, heads, L, C / heads)
-        return self.product(query, key, value).transpose(1, 2).flatten(2)
+        if mask_S1LL is None:
+            mixed = self.product(query, key, value)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, mask_S1LL)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class RowAttention(FullAttention):
     """Multi-head self-attention among the cells of each row; rows do not see one another."""
 
-    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
         """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
-        return self.attend(qkv_BNN3C.flatten(0, 1)).view(*qkv_BNN3C.shape[:3], -1)
+        return self.mix_rows(qkv_BNN3C, None if atlas is None else atlas.rows_S1LL)
+
+    def mix_rows(self, qkv_BNN3C: Tensor, mask_S1LL: Tensor | None) -> Tensor:
+        """The same, where the mask says what in a row sees what."""
+        return self.attend(qkv_BNN3C.flatten(0, 1), mask_S1LL).view(*qkv_BNN3C.shape[:3], -1)
 
 
 class ColumnAttention(RowAttention):
     """Multi-head self-attention among the cells of each column; columns do not see one another."""
 
-    def mix(self, qkv_BNN3C: Tensor) -> Tensor:
+    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
         """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
-        return super().mix(qkv_BNN3C.transpose(1, 2)).transpose(1, 2)
+        mask_S1RR = None if atlas is None else atlas.columns_S1RR
+        return self.mix_rows(qkv_BNN3C.transpose(1, 2), mask_S1RR).transpose(1, 2)
 
 
 class TwinAttention(nn.Module):
@@ -82,13 +91,9 @@ class TwinAttention(nn.Module):
         self.column = ColumnAttention(width, heads)
         self.row = RowAttention(width, heads)
 
-    def parts(self) -> tuple[FullAttention, ...]:
-        """The attention modules that are applied one after the other."""
-        return self.column, self.row
-
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        return self.row(self.column(x_BNNC))
+    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
+        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
+        return self.row(self.column(x_BNNC, atlas), atlas)
 
 
 class PositionEmbedding(nn.Module):

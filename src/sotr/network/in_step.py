@@ -5,14 +5,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sotr.network.transformer import HybridTwinLayer, Transformer, join, map_shape, split
+from sotr.network.transformer import HybridTwinLayer, Transformer
 from sotr.network.winograd import WinogradConv
 
 
 class TransformerInStep(nn.Module):
     """Every layer takes all maps, one by one, before the next layer does; its convolutions take them at once.
 
-    The cells are not joined as in `Transformer.together`: what an MLP makes of one map stays in the cache.
+    They do not lie on one sheet as in `Transformer.together`: what an MLP makes of one map stays in the cache.
 
     Args:
         transformer: of hybrid twin layers with `WinogradConv`.
@@ -28,17 +28,14 @@ class TransformerInStep(nn.Module):
 
     def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
         """Several maps, which do not see one another."""
-        maps_BNNC = [self.transformer.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
-        shapes = [map_shape(x_BNNC) for x_BNNC in maps_BNNC]
-        cells = [join([x_BNNC]) for x_BNNC in maps_BNNC]
+        maps_BNNC = [self.transformer.position(x_BCNN.permute(0, 2, 3, 1)).contiguous() for x_BCNN in maps_BCNN]
         for layer in cast(Sequence[HybridTwinLayer], self.transformer.layers):
-            for x_TC, shape in zip(cells, shapes, strict=True):
-                x_TC += layer.attend(layer.attention_norm(x_TC), [shape])
-            maps_BCNN = [split(x_TC, [shape])[0].permute(0, 3, 1, 2) for x_TC, shape in zip(cells, shapes, strict=True)]
+            for x_BNNC in maps_BNNC:
+                x_BNNC += layer.attention(layer.attention_norm(x_BNNC))
+            maps_BCNN = [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in maps_BNNC]
             for conv in (layer.convolution.conv1, layer.convolution.conv2):
                 maps_BCNN = cast(WinogradConv, conv).together(maps_BCNN)
-            for x_TC, y_BCNN in zip(cells, maps_BCNN, strict=True):
-                x_TC += y_BCNN.permute(0, 2, 3, 1).flatten(0, 2)
-                x_TC += layer.mlp(layer.mlp_norm(x_TC))
-        normed = [self.transformer.norm(x_TC) for x_TC in cells]
-        return [split(x_TC, [shape])[0].permute(0, 3, 1, 2) for x_TC, shape in zip(normed, shapes, strict=True)]
+            for x_BNNC, y_BCNN in zip(maps_BNNC, maps_BCNN, strict=True):
+                x_BNNC += y_BCNN.permute(0, 2, 3, 1)
+                x_BNNC += layer.mlp(layer.mlp_norm(x_BNNC))
+        return [self.transformer.norm(x_BNNC).permute(0, 3, 1, 2) for x_BNNC in maps_BNNC]

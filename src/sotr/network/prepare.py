@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -14,6 +15,7 @@ from sotr.network.attention import RowAttention, short_attention
 from sotr.network.deformable import DeformableConv
 from sotr.network.fast_conv import fast_conv
 from sotr.network.in_step import TransformerInStep
+from sotr.network.inference_layers import ChannelsLastGroupNorm, FixedPosition
 from sotr.network.large_maps import FusedFPN, GroupNormInPlace
 from sotr.network.onednn import OneDNNConv, OneDNNLinear, OneDNNPointwiseConv, has_onednn
 from sotr.network.sotr import SOTR
@@ -27,8 +29,8 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
     Batch norms are folded into the convolutions before them, and everything is laid out channels last. On CPUs with
     oneDNN, convolutions and linear layers go through it, their weights laid out once and for all, with ReLU, Leaky
     ReLU, GELU and residual sums in the same pass; sums and norms of large maps are written over them; 3x3 convolutions
-    of many channels are Winograd's in float32, with weights five times as large. The copy can be neither trained, nor
-    saved, nor exported; it does not follow later changes of the network.
+    of many channels are Winograd's in float32, with weights five times as large. On CUDA group norms stay channels
+    last. The copy can be neither trained, nor saved, nor exported; it does not follow later changes of the network.
 
     Args:
         network: stays as it is.
@@ -41,17 +43,21 @@ def prepare_for_inference(network: SOTR, dtype: torch.dtype = torch.float32) -> 
     if body is not None:
         fold_batch_norms(body)
         prepared.backbone.body = body
+    if isinstance(prepared.transformer, Transformer):
+        prepared.transformer.set_submodule("position", FixedPosition(prepared.transformer.position))
     if has_onednn(device):
         if body is not None:
             _fuse_residual_sums(body, dtype)
             _fuse_relus(body, dtype)
         prepared.set_submodule("fpn", FusedFPN(prepared.fpn, dtype))
         if dtype == torch.float32:
-            _norm_in_place(prepared.mask_features)
+            _replace_norms(prepared.mask_features, GroupNormInPlace)
         _use_onednn(prepared, dtype)
         if isinstance(prepared.transformer, Transformer) and _all_winograd(prepared.transformer):
             prepared.set_submodule("transformer", TransformerInStep(prepared.transformer))
-    elif dtype != torch.float32:
+    elif device.type == "cuda":
+        _replace_norms(prepared.mask_features, ChannelsLastGroupNorm)
+    if not has_onednn(device) and dtype != torch.float32:
         prepared.to(dtype).register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
     if body is not None:
         body.graph.lint()
@@ -171,11 +177,11 @@ def _fits(conv: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
-def _norm_in_place(mask_features: nn.Module) -> None:
-    """Only there is it known that nobody else reads what is normed."""
+def _replace_norms(mask_features: nn.Module, by: Callable[[nn.GroupNorm], nn.Module]) -> None:
+    """Of the mask branch, for only there is it known that nobody else reads what is normed."""
     for name, module in list(mask_features.named_modules()):
         if type(module) is nn.GroupNorm:
-            mask_features.set_submodule(name, GroupNormInPlace(module))
+            mask_features.set_submodule(name, by(module))
 
 
 def _use_onednn(network: nn.Module, dtype: torch.dtype) -> None:

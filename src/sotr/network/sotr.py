@@ -1,6 +1,6 @@
 """SOTR: Figure 2 of the paper, from left to right."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,11 +84,13 @@ class SOTR(nn.Module):
 
     def _transform(self, maps_BCNN: list[Tensor]) -> list[Tensor]:
         """The transformer's output for each map."""
-        # For one picture it saves launches, of which a GPU has too many, or has weights read once for all maps; with
-        # more pictures joining the cells only costs copies, and so it does where nothing was made for it.
-        takes_all = Transformer if maps_BCNN[0].is_cuda else TransformerInStep
-        if isinstance(self.transformer, takes_all) and len(maps_BCNN[0]) == 1:
-            return self.transformer.together(maps_BCNN)
+        transformer = self.transformer
+        if isinstance(transformer, Transformer):  # where launches cost, not copies
+            together = maps_BCNN[0].is_cuda and self.config.transformer != "original"
+        else:
+            together = isinstance(transformer, TransformerInStep) and len(maps_BCNN[0]) == 1
+        if together:
+            return cast(Transformer | TransformerInStep, transformer).together(maps_BCNN)
         return [self.transformer(x_BCNN) for x_BCNN in maps_BCNN]
 
 

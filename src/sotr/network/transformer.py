@@ -1,21 +1,16 @@
 """The transformer of Figure 2 with the three layers of Figure 3.
 
-A layer takes one map, or several at once: their cells one after the other, (T, C) tokens. What looks at a cell alone
-(norms, projections, MLP) then runs once over all tokens, and only attention and convolutions map by map.
+A layer takes one map, or several at once on the sheet of an atlas.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
+from sotr.network.atlas import Atlas, atlas_of
 from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
-
-Shape = tuple[int, int, int]
-"""B, rows and columns of a map."""
 
 
 class MLP(nn.Sequential):
@@ -38,10 +33,19 @@ class ConvolutionBlock(nn.Module):
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        x_BCNN = x_BNNC.permute(0, 3, 1, 2)  # a view, in channels_last memory
-        return self.conv2(self.activation(self.conv1(x_BCNN))).permute(0, 2, 3, 1)
+    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
+        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
+        if atlas is not None:  # between maps is what lies beyond their edges: zeros
+            x_BNNC = x_BNNC * atlas.inside_RL1
+        x_BNNC = self.activation(_convolve(self.conv1, x_BNNC))
+        if atlas is not None:
+            x_BNNC = x_BNNC * atlas.inside_RL1
+        return _convolve(self.conv2, x_BNNC)
+
+
+def _convolve(conv: nn.Module, x_BNNC: Tensor) -> Tensor:
+    # Permuting is a view, in channels_last memory.
+    return cast(Tensor, conv(x_BNNC.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
 class OriginalLayer(nn.Module):
@@ -57,21 +61,10 @@ class OriginalLayer(nn.Module):
     def make_attention(self, width: int, heads: int) -> FullAttention | TwinAttention:
         return FullAttention(width, heads)
 
-    def forward(self, x_BNNC: Tensor) -> Tensor:
-        """(B, rows, columns, C) -> the same shape."""
-        return self.together(join([x_BNNC]), [map_shape(x_BNNC)]).view(x_BNNC.shape)
-
-    def together(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        """The cells of maps of these shapes, (T, C) -> the same shape."""
-        x_TC = x_TC + self.attend(self.attention_norm(x_TC), shapes)
-        return x_TC + self.mlp(self.mlp_norm(x_TC))
-
-    def attend(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        """What attention makes of the cells of each map."""
-        for attention in self.attention.parts():
-            mixed_TC = each_map(attention.mix, attention.to_qkv(x_TC), shapes)
-            x_TC = attention.to_out(mixed_TC)
-        return x_TC
+    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
+        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC), atlas)
+        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
 
 
 class PureTwinLayer(OriginalLayer):
@@ -88,11 +81,11 @@ class HybridTwinLayer(PureTwinLayer):
         super().__init__(width, heads, mlp_ratio)
         self.convolution = ConvolutionBlock(width)
 
-    def together(self, x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        """The cells of maps of these shapes, (T, C) -> the same shape."""
-        x_TC = x_TC + self.attend(self.attention_norm(x_TC), shapes)
-        x_TC = x_TC + each_map(self.convolution, x_TC, shapes)
-        return x_TC + self.mlp(self.mlp_norm(x_TC))
+    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
+        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC), atlas)
+        x_BNNC = x_BNNC + self.convolution(x_BNNC, atlas)
+        return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
 
 
 LAYERS: dict[str, type[OriginalLayer]] = {
@@ -115,36 +108,16 @@ class Transformer(nn.Module):
 
     def forward(self, x_BCNN: Tensor) -> Tensor:
         """(B, C, rows, columns) -> the same shape."""
-        return self.together([x_BCNN])[0]
+        x_BNNC = self.position(x_BCNN.permute(0, 2, 3, 1)).contiguous()
+        for layer in self.layers:
+            x_BNNC = layer(x_BNNC)
+        return self.norm(x_BNNC).permute(0, 3, 1, 2)
 
     def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
         """Several maps, which do not see one another, through each layer at once."""
         maps_BNNC = [self.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
-        shapes = [map_shape(x_BNNC) for x_BNNC in maps_BNNC]
-        x_TC = join(maps_BNNC)
+        atlas = atlas_of(maps_BNNC)
+        sheet_BRLC = atlas.join(maps_BNNC)
         for layer in self.layers:
-            x_TC = cast(OriginalLayer, layer).together(x_TC, shapes)
-        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in split(self.norm(x_TC), shapes)]
-
-
-def map_shape(x_BNNC: Tensor) -> Shape:
-    """B, rows and columns."""
-    batch, rows, columns, _ = x_BNNC.shape
-    return batch, rows, columns
-
-
-def join(maps_BNNC: Sequence[Tensor]) -> Tensor:
-    """The cells of all maps one after the other, (T, C); of a single map without a copy, if it is contiguous."""
-    tokens = [x_BNNC.flatten(0, 2) for x_BNNC in maps_BNNC]
-    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-
-
-def split(x_TC: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    """The maps (B, rows, columns, C) of these shapes, as views of their joint cells."""
-    parts = x_TC.split([math.prod(shape) for shape in shapes])
-    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def each_map(function: Callable[[Tensor], Tensor], x_TC: Tensor, shapes: Sequence[Shape]) -> Tensor:
-    """The function of each map (B, rows, columns, C) -> joint cells again."""
-    return join([function(x_BNNC) for x_BNNC in split(x_TC, shapes)])
+            sheet_BRLC = layer(sheet_BRLC, atlas)
+        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in atlas.split(self.norm(sheet_BRLC))]

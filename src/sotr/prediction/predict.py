@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -69,6 +70,7 @@ def predict(
     shards: int | None = None,
     chunk_size: int = 1000,
     quiet: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -109,6 +111,7 @@ def predict(
         shards: how many shares there are; by default the number of processes.
         chunk_size: pictures per result file of a shard.
         quiet: print nothing but the pictures that failed.
+        precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -130,7 +133,7 @@ def predict(
             raise SOTRError("masks and csv are of pictures; those of a video are in its .frames.jsonl")
     paths, left_out = _chosen(inputs, out) if share is None and inputs.pictures else ([], 0)
     if isinstance(model, (str, Path)):
-        model = load(model, device if share is None else device_of_rank(device, model))
+        model = load(model, device if share is None else device_of_rank(device, model), precision)
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 from rich.console import Console
@@ -47,6 +48,7 @@ def serve(
     sample: str | Path | None = None,
     access_log: bool = False,
     quiet: bool = False,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Serve a model over HTTP: POST /predict takes a picture, and the page at / shows what comes of it.
 
@@ -68,6 +70,7 @@ def serve(
         sample: a picture that the page offers to try; by default one of drawn cell nuclei.
         access_log: write a line of JSON per request to standard error.
         quiet: print nothing but warnings.
+        precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
 
     Raises:
         SOTRError: the model or the sample cannot be used, a setting is out of range, or the port is taken.
@@ -76,7 +79,7 @@ def serve(
         raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
     limits = Limits(max_bytes, max_pixels, max_requests, timeout)
     sample_png = to_png(draw_sample() if sample is None else load_image(sample))
-    segmenter = load(model, device)
+    segmenter = load(model, device, precision)
     # The first call sets up threads and kernels, which no client should wait for.
     segmenter.predict(sample_png)
     app = create_app(segmenter, limits, batch_size, sample_png, access_log)

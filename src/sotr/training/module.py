@@ -228,7 +228,11 @@ def attention_for(device: torch.device) -> AbstractContextManager[None]:
     """The kind of attention that trains quickest on a device."""
     # On CPUs the fused attention's backward pass over rows and columns, tens of cells long, is up to fifteen times
     # slower than that of the plain product (bfloat16, 2.13); the weights it saves storing are few at this length.
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    if device.type == "cpu":
+        return sdpa_kernel(SDPBackend.MATH)
+    # With masks the gradient of cuDNN's attention may not be a number (PyTorch 2.11, pytorch/pytorch#196678).
+    without_cudnn = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(without_cudnn) if device.type == "cuda" else nullcontext()
 
 
 def parameter_groups(network: SOTR, recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,0 +1,59 @@
+"""Layers that inference computes with less work than training, on CUDA and elsewhere."""
+
+import torch
+from torch import Tensor, nn
+
+from sotr.network.attention import PositionEmbedding
+
+
+class ChannelsLastGroupNorm(nn.Module):
+    """Group norm of a map in channels-last memory, written over it; nobody may read it again.
+
+    PyTorch's own copies such a map, and back.
+
+    Args:
+        norm: the norm.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The same shape."""
+        groups, weight, bias = self.norm.num_groups, self.norm.weight.float(), self.norm.bias.float()
+        cells_BLC = x_BCHW.permute(0, 2, 3, 1).flatten(1, 2).float()
+        variance_BGc, mean_BGc = (
+            each_BC.unflatten(1, (groups, -1)) for each_BC in torch.var_mean(cells_BLC, 1, correction=0)
+        )
+        mean_BG1 = mean_BGc.mean(2, keepdim=True)
+        variance_BG1 = (variance_BGc + (mean_BGc - mean_BG1).square()).mean(2, keepdim=True)
+        scale_BGc = (variance_BG1 + self.norm.eps).rsqrt() * weight.unflatten(0, (groups, -1))
+        shift_BGc = bias.unflatten(0, (groups, -1)) - mean_BG1 * scale_BGc
+        scale, shift = (each_BGc.flatten(1)[:, :, None, None] for each_BGc in (scale_BGc, shift_BGc))
+        return torch.addcmul(shift, x_BCHW, scale, out=x_BCHW)  # in float32, whatever the map's type
+
+
+class FixedPosition(nn.Module):
+    """A position embedding that resamples its tables once for each size of map.
+
+    Args:
+        position: whose tables no longer change.
+    """
+
+    SIZES = 64
+    """Sizes that are kept; the levels' are always the same, P5's depends on the picture's."""
+
+    def __init__(self, position: PositionEmbedding) -> None:
+        super().__init__()
+        self.position = position
+        self._of_size: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        size = x_BNNC.shape[1:]
+        if size not in self._of_size:
+            if len(self._of_size) >= self.SIZES:
+                self._of_size.clear()
+            self._of_size[size] = self.position(torch.zeros_like(x_BNNC[:1]))
+        return x_BNNC + self._of_size[size]

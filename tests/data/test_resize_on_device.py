@@ -1,0 +1,63 @@
+"""Preprocessing on a device has the bits of that on a CPU; here the device is the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as tvf
+
+from sotr.data.resize_on_device import preprocess_on_device, resize_exactly
+from sotr.data.sizes import resized_size
+from sotr.data.transforms import preprocess
+
+SIDE = st.integers(1, 90)
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def check(image_HW3, size):
+    image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
+    expected = tvf.resize(image_3HW, list(size), antialias=True)
+    assert torch.equal(resize_exactly(image_3HW, size), expected)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.integers(0, 99))
+def test_any_size(old, new, seed):
+    check(picture(*old, seed), new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((480, 640), (800, 1067)),
+        ((480, 640), (480, 640)),
+        ((480, 640), (480, 700)),
+        ((427, 640), (736, 1103)),
+        ((1500, 2000), (800, 1067)),
+        ((3000, 40), (20, 33)),
+    ],
+)
+def test_sizes_of_pictures(old, new):
+    check(picture(*old), new)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (90, 33), (20, 300)])
+def test_the_whole_of_preprocessing(size):
+    image = picture(*size)
+    expected = preprocess(image, 60, 100)
+    found = preprocess_on_device(torch.from_numpy(image).permute(2, 0, 1), resized_size(*size, 60, 100))
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(480, 640), (1200, 1600)])
+def test_the_same_bits_on_a_gpu(size):
+    image = picture(*size)
+    on_device = torch.from_numpy(image).to("cuda").permute(2, 0, 1)
+    found = preprocess_on_device(on_device, resized_size(*size, 800, 1333))
+    assert torch.equal(found.cpu(), preprocess(image, 800, 1333))

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from sotr.network import cuda_graphs
+from sotr.network.cuda_graphs import Recorded
+
+
+def test_what_comes_again_is_recorded_and_the_oldest_forgotten(monkeypatch):
+    made = []
+
+    class Recording:
+        def __init__(self, function, x, pool):
+            made.append(tuple(x.shape))
+            self.function = function
+
+        def __call__(self, x):
+            return self.function(x)
+
+    monkeypatch.setattr(cuda_graphs, "_Recording", Recording)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    recorded = Recorded(lambda x, factor: [factor * x], most=2)
+    for length, factor in [(1, 2), (2, 2), (1, 2), (1, 3), (1, 2), (2, 2), (2, 2)]:
+        assert recorded(torch.ones(length), factor)[0].tolist() == [factor] * length
+    # Twice length 1 with factor 2, then length 2, which had been forgotten in between.
+    assert made == [(1,), (2,)]
+
+
+@pytest.mark.gpu
+def test_results_are_those_of_the_function_and_the_callers():
+    weight = torch.randn(64, 64, device="cuda")
+
+    def function(x, power):
+        return [(x @ weight).relu(), x.pow(power).sum(0)]
+
+    recorded = Recorded(function)
+    kept = []
+    for _ in range(4):
+        for shape in [(8, 64), (32, 64)]:
+            x = torch.randn(shape, device="cuda")
+            kept.append((recorded(x, 2), function(x, 2)))
+    for found, expected in kept:  # nothing was written over by later calls
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    assert [recording.graph is not None for recording in recorded._recordings.values()] == [True, True]
+
+
+@pytest.mark.gpu
+def test_what_waits_for_the_device_goes_on_as_it_is():
+    recorded = Recorded(lambda x: [x * float(x.sum())])
+    for _ in range(3):
+        x = torch.rand(5, device="cuda")
+        torch.testing.assert_close(recorded(x)[0], x * float(x.sum()))
+    other = Recorded(lambda x: [x + 1])  # a failure spoils nothing
+    for _ in range(3):
+        torch.testing.assert_close(other(x)[0], x + 1)
