@@ -460,7 +460,7 @@ def alike(first: Instances, second: Instances) -> bool:
 def test_bfloat16_predicts_about_the_same():
     exact, quick = load("nuclei"), load("nuclei", precision="bfloat16")
     sample = draw_sample()
-    found, expected = quick.predict(sample), exact.predict(sample)
+    found, expected = quick.predict(sample, score=0.3), exact.predict(sample, score=0.3)
     assert len(expected) > 10
     assert alike(found, expected)
     assert not np.array_equal(found.scores_I, expected.scores_I)
@@ -480,11 +480,13 @@ def test_precisions_that_there_are_not(saved, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_predicts_the_same_again_and_again(precision):
     sample = draw_sample()
-    expected = load("nuclei").predict(sample)
+    expected = load("nuclei").predict(sample, score=0.3)
     segmenter = load("nuclei", "cuda", precision)
     for pictures in ([sample], [sample] * 2):
         for _ in range(4):  # as it is, recorded, replayed
-            assert all(alike(found, expected) for found in segmenter.predict(pictures, batch_size=len(pictures)))
+            assert all(
+                alike(found, expected) for found in segmenter.predict(pictures, score=0.3, batch_size=len(pictures))
+            )
     assert all(recording.graph is not None for recording in segmenter._prepared.recorded._recordings.values())
     with torch.no_grad():
         segmenter.network.class_head.bias -= 20.0

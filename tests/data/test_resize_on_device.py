@@ -39,6 +39,7 @@ def test_any_size(old, new, seed):
         ((427, 640), (736, 1103)),
         ((1500, 2000), (800, 1067)),
         ((3000, 40), (20, 33)),
+        ((20_000, 4), (8, 4)),
     ],
 )
 def test_sizes_of_pictures(old, new):

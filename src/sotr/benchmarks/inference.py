@@ -18,8 +18,8 @@ WHAT = (
     "count. Cases: the pictures' size and, from two on, their number. Pre-processing: to the network's input. Network: "
     "for Mask R-CNN with its proposals and their suppression. Decoding: to masks at the picture's size; ours includes "
     "Matrix NMS and compression to RLE, the peers' does not. Thresholds let 100 objects through on every side that "
-    "decodes. Memory: what a process of its own needs at most for building and one batch, beyond its imports; on CUDA what "
-    "PyTorch had allocated at most."
+    "decodes. Memory: what a process of its own needs at most for building and one batch, beyond its imports; on CUDA "
+    "what PyTorch had allocated at most."
 )
 
 CASES: tuple[tuple[Size, int], ...] = (((480, 640), 1),)

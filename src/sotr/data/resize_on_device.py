@@ -70,9 +70,9 @@ def _taps(old: int, new: int, device: torch.device) -> Taps:
     tap_T1 = np.arange(counts_L.max())[:, None]
     shares_TL = np.maximum(1 - np.abs((tap_T1 + first_L - center_L + 0.5) / reach), 0) * (tap_T1 < counts_L)
     shares_TL /= shares_TL.sum(0)
-    # As exact as the largest share allows in 16 bits.
+    # As exact as the largest share allows in 16 bits, and the sums in 32.
     bits = 0
-    while int(0.5 + shares_TL.max() * 2 ** (bits + 1)) < 2**15:
+    while bits < 22 and int(0.5 + shares_TL.max() * 2 ** (bits + 1)) < 2**15:
         bits += 1
     weights_TL = (shares_TL * 2**bits + 0.5).astype(np.int32)
     lines_TL = np.minimum(first_L + tap_T1, old - 1)
