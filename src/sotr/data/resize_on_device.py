@@ -1,8 +1,7 @@
 """Preprocessing on a GPU, with the same bits as on a CPU, so that a model sees the same picture wherever it runs.
 
 On CPUs torchvision resizes bytes with whole numbers: along each axis a new byte is the sum of old ones times weights of
-16 bits, rounded. These sums are made here from its weights. What follows has 256 possible values per channel, which are
-looked up.
+16 bits, rounded. What follows has 256 possible values per channel, which are looked up.
 """
 
 from functools import lru_cache
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sotr.data.byte_taps import byte_taps
 from sotr.data.transforms import preprocess
 
 
@@ -53,6 +53,7 @@ def resize_exactly(image_3HW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _along(axis: int, image_3HW: Tensor, taps: Taps) -> Tensor:
+    image_3HW = image_3HW.contiguous()  # once, where index_select would do so for each tap
     sums = torch.full((), 1 << (taps.bits - 1), dtype=torch.int32, device=image_3HW.device)  # to round, not cut off
     for lines_L, weights_L in zip(*taps[:2], strict=True):
         sums = sums + image_3HW.index_select(axis, lines_L) * weights_L.view(-1, *[1] * (2 - axis))
@@ -61,22 +62,10 @@ def _along(axis: int, image_3HW: Tensor, taps: Taps) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _taps(old: int, new: int, device: torch.device) -> Taps:
-    """Bilinear with antialiasing: a triangle over twice the old lines of a new one, but no less than two."""
-    scale = old / new
-    reach = max(scale, 1.0)
-    center_L = scale * (np.arange(new) + 0.5)
-    first_L = np.maximum((center_L - reach + 0.5).astype(np.int64), 0)
-    counts_L = np.minimum((center_L + reach + 0.5).astype(np.int64), old) - first_L
-    tap_T1 = np.arange(counts_L.max())[:, None]
-    shares_TL = np.maximum(1 - np.abs((tap_T1 + first_L - center_L + 0.5) / reach), 0) * (tap_T1 < counts_L)
-    shares_TL /= shares_TL.sum(0)
-    # As exact as the largest share allows in 16 bits, and the sums in 32.
-    bits = 0
-    while bits < 22 and int(0.5 + shares_TL.max() * 2 ** (bits + 1)) < 2**15:
-        bits += 1
-    weights_TL = (shares_TL * 2**bits + 0.5).astype(np.int32)
-    lines_TL = np.minimum(first_L + tap_T1, old - 1)
-    return Taps(torch.from_numpy(lines_TL).to(device), torch.from_numpy(weights_TL).to(device), bits)
+    first_L, weights_LT, bits = byte_taps(old, new)
+    # Where there are fewer taps than that the weight is zero.
+    lines_TL = np.minimum(first_L + np.arange(weights_LT.shape[1])[:, None], old - 1)
+    return Taps(torch.from_numpy(lines_TL).to(device), torch.from_numpy(weights_LT.T.copy()).to(device), bits)
 
 
 @lru_cache(maxsize=8)

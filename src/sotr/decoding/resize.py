@@ -14,19 +14,12 @@ Size = tuple[int, int]
 
 
 class Taps(NamedTuple):
-    """Resampling along one axis: what each of L new lines takes of up to three old ones."""
-
-    lines_LT: Tensor
-    shares_LT: Tensor
-
-
-class RepeatedTaps(NamedTuple):
-    """Resampling along one axis of I maps, one after the other: what each of L new lines takes of up to three old ones.
+    """Resampling along one axis: what each of L new lines takes of one to three old ones.
 
     Attributes:
-        lines: of the old maps, I L T.
-        shares: of each line, I L T.
-        firsts: where those of each new line begin, I L.
+        lines: the old lines, those of each new line after another, of several maps one after the other.
+        shares: of each of them.
+        firsts: where those of each new line begin.
     """
 
     lines: Tensor
@@ -55,7 +48,7 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
     return _resample(maps_IHw.transpose(1, 2), columns)
 
 
-def _resample(lines_ISC: Tensor, taps: RepeatedTaps) -> Tensor:
+def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
     """I maps of S lines each -> (I, L, C), sums of lines."""
     count, lines, channels = lines_ISC.shape
     # A weighted sum of a few rows of a table is what this kernel is made for, vectorised along the rows.
@@ -65,13 +58,15 @@ def _resample(lines_ISC: Tensor, taps: RepeatedTaps) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _repeated(count: int, features: int, padded: int, image: int, original: int, device: torch.device) -> RepeatedTaps:
+def _repeated(count: int, features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
     """Of so many maps along one axis, for these sizes; kept, for the next maps are often as many and of the same."""
     taps = _taps(features, padded, image, original, device)
-    first_I11 = torch.arange(0, count * features, features, device=device)[:, None, None]
-    lines = (taps.lines_LT + first_I11).flatten()
-    firsts = torch.arange(0, len(lines), taps.lines_LT.shape[1], device=device)
-    return RepeatedTaps(lines, taps.shares_LT.repeat(count, 1).flatten(), firsts)
+    map_I1 = torch.arange(count, device=device)[:, None]
+    return Taps(
+        (taps.lines + map_I1 * features).flatten(),
+        taps.shares.repeat(count),
+        (taps.firsts + map_I1 * len(taps.lines)).flatten(),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -85,10 +80,10 @@ def _taps(features: int, padded: int, image: int, original: int, device: torch.d
     first = places.min(1, keepdims=True)
     shares_L3 = np.zeros((original, 3))
     np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)
-    taps = int(np.flatnonzero(shares_L3.any(0))[-1]) + 1
-    index = np.minimum(first + np.arange(taps), features - 1)
-    shares_LT = torch.from_numpy(shares_L3[:, :taps].astype(np.float32))
-    return Taps(torch.from_numpy(index).to(device), shares_LT.to(device))
+    taken_L3 = shares_L3 > 0
+    counts = taken_L3.sum(1)
+    of_taps = (first + np.arange(3))[taken_L3], shares_L3[taken_L3].astype(np.float32), np.cumsum(counts) - counts
+    return Taps(*(torch.from_numpy(each).to(device) for each in of_taps))
 
 
 def _bilinear(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
