@@ -22,6 +22,8 @@ BIN := $(VENV)/bin
 
 BENCH ?= decode data evaluate attention inference train
 QUICK ?= --quick
+# Tests that wait leave room for others: half as many processes again as cores, at most 8.
+WORKERS := import os; cores = len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)); print(min(8, cores + cores // 2))
 
 # Not with --quiet, which lets warnings pass. The variable silences an advertisement that the theme prints.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -46,7 +48,7 @@ demo: $(STAMP)
 
 # Processes share the cores better than threads do, whose small tensors they wait for.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$($(BIN)/python -c '$(WORKERS)') --dist loadfile $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Fixtures that every room's tests may use."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask
+from filelock import FileLock
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -132,10 +134,16 @@ def nuclei() -> "Segmenter":
 
 @pytest.fixture(scope="session")
 def onnx_path(nuclei: "Segmenter", tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that `sotr export` makes of it, not to be changed by tests: exporting takes seconds."""
+    """The file that `sotr export` makes of it, not to be changed by tests: once for all processes that run them, for it
+    takes half a minute."""
     from sotr.export import export
 
-    return export(nuclei, out=tmp_path_factory.mktemp("exported") / "nuclei.onnx", quiet=True)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "exported" / "nuclei.onnx"
+    with FileLock(folder / "exported.lock"):
+        return path if path.is_file() else export(nuclei, out=path, quiet=True)
 
 
 @pytest.fixture(scope="session")

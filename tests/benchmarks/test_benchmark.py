@@ -34,8 +34,7 @@ def broken(conditions):
     raise RuntimeError("no such kernel\nat some place")
 
 
-@pytest.mark.parametrize(("batch", "case"), [(1, "48 x 64"), (2, "48 x 64, 2 together")])
-def test_inference(monkeypatch, batch, case):
+def test_inference(monkeypatch):
     chosen = {
         "sotr-nano": sides._sotr("sotr-nano", 64),
         "sotr-nano as it stands": sides._sotr("sotr-nano", 64, way="as it stands"),
@@ -44,13 +43,15 @@ def test_inference(monkeypatch, batch, case):
     monkeypatch.setattr(inference, "SIDES", chosen | {"broken": broken})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
     monkeypatch.setattr(inference, "MATRIX", 64)
-    rows, findings = inference.measure([*chosen, "broken"], (48, 64), CPU, FLOAT, 2, str, batch)
+    rows, findings = inference.measure([*chosen, "broken"], (48, 64), CPU, FLOAT, 2, str)
     assert findings[0] == "broken does not run under these conditions: no such kernel."
-    check(rows, [case], chosen, ["pre-processing", "network", "decoding", "total"])
+    check(rows, ["48 x 64"], chosen, ["pre-processing", "network", "decoding", "total"])
     assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
     assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2
     assert sum("Decoding is" in finding for finding in findings) == 3
     assert sum("network takes" in finding for finding in findings) == 3
+    rows, _ = inference.measure(["sotr-nano"], (48, 64), CPU, FLOAT, 1, str, batch=2)
+    check(rows, ["48 x 64, 2 together"], ["sotr-nano"], ["pre-processing", "network", "decoding", "total"])
 
 
 @torch.inference_mode()
