@@ -36,8 +36,8 @@ def broken(conditions):
 
 def test_inference(monkeypatch):
     chosen = {
-        "sotr-nano": sides._sotr("sotr-nano", 64),
-        "sotr-nano as it stands": sides._sotr("sotr-nano", 64, way="as it stands"),
+        "sotr-nano": sides.Ours("sotr-nano", 64),
+        "sotr-nano as it stands": sides.Ours("sotr-nano", 64, "as it stands"),
         "Mask R-CNN": sides._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
     }
     monkeypatch.setattr(inference, "SIDES", chosen | {"broken": broken})
@@ -109,6 +109,12 @@ def test_attention():
     cases, sides = ["all levels, batch 1", "all levels, batch 2"], ["level by level", "levels together"]
     check(levels, cases, sides, ["forward", "step"])
     assert len(ratios) == 4
+
+
+def test_operations_of_a_side_are_those_of_its_padded_batch():
+    conditions = sides.conditions_of((48, 64), CPU, FLOAT, 3)
+    side = sides.Ours("sotr-nano", 60)  # 60 x 80, padded to 64 x 96
+    assert side.macs(conditions) == 3 * count_components(side.config, 64, 96)["total"].macs
 
 
 def test_every_side_has_a_use():

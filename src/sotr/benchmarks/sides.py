@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from sotr.benchmarks.measure import Parts, Stopwatch
-from sotr.config import SOTRConfig
+from sotr.config import INPUT_DIVISOR, SOTRConfig
+from sotr.data.sizes import resized_size
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, Found, find, finish
+from sotr.info import count_components
 from sotr.model import Segmenter
 from sotr.network import SOTR, DensePredictions, prepare_for_inference
 from sotr.network.cuda_graphs import Recorded
@@ -63,16 +65,31 @@ def conditions_of(size: Size, device: torch.device, dtype: torch.dtype, batch: i
     return Conditions([generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(batch)], device, dtype)
 
 
-def _sotr(preset: str, shortest: int | None = None, way: Way = "prepared") -> Callable[[Conditions], Work]:
+@dataclass(frozen=True)
+class Ours:
     """A side: one of our presets, at its own size or another."""
 
-    def side(conditions: Conditions) -> Work:
-        config = SOTRConfig.preset(preset, CLASSES)
-        if shortest is not None:
-            config = replace(config, image_size=shortest, max_image_size=2 * shortest)
-        return _sotr_work(config, conditions, way)
+    preset: str
+    shortest: int | None = None
+    way: Way = "prepared"
 
-    return side
+    @property
+    def config(self) -> SOTRConfig:
+        """The architecture."""
+        config = SOTRConfig.preset(self.preset, CLASSES)
+        if self.shortest is None:
+            return config
+        return replace(config, image_size=self.shortest, max_image_size=2 * self.shortest)
+
+    def __call__(self, conditions: Conditions) -> Work:
+        """The side's work."""
+        return _sotr_work(self.config, conditions, self.way)
+
+    def macs(self, conditions: Conditions) -> int:
+        """Multiply-accumulates of a batch through the network, as its formula has them."""
+        size = resized_size(*conditions.size, self.config.image_size, self.config.max_image_size)
+        height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in size)
+        return len(conditions.pictures) * count_components(self.config, height, width)["total"].macs
 
 
 def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
@@ -149,7 +166,7 @@ def _mask_rcnn(build: Callable[..., nn.Module], **settings: Any) -> Callable[[Co
                 found, _ = model.roi_heads(features, proposals, images.image_sizes)
             watch.lap("network")
             for result in model.transform.postprocess(found, images.image_sizes, [conditions.size] * len(pictures)):
-                _ = (result["masks"] > 0.5).cpu()
+                _ = result["masks"] > 0.5
             watch.lap("decoding")
             return watch.parts
 
@@ -228,15 +245,15 @@ def _masks_of_queries(
 
 
 SIDES: dict[str, Callable[[Conditions], Work]] = {
-    "sotr-r50": _sotr("sotr-r50"),
-    "sotr-rt-r50": _sotr("sotr-rt-r50"),
-    "sotr-rt-r50 at 800": _sotr("sotr-rt-r50", 800),
-    "sotr-r101": _sotr("sotr-r101"),
-    "sotr-r50 eager": _sotr("sotr-r50", way="eager"),
-    "sotr-rt-r50 eager": _sotr("sotr-rt-r50", way="eager"),
-    "sotr-r50 compiled": _sotr("sotr-r50", way="compiled"),
-    "sotr-rt-r50 compiled": _sotr("sotr-rt-r50", way="compiled"),
-    "sotr-r50 as it stands": _sotr("sotr-r50", way="as it stands"),
+    "sotr-r50": Ours("sotr-r50"),
+    "sotr-rt-r50": Ours("sotr-rt-r50"),
+    "sotr-rt-r50 at 800": Ours("sotr-rt-r50", 800),
+    "sotr-r101": Ours("sotr-r101"),
+    "sotr-r50 eager": Ours("sotr-r50", way="eager"),
+    "sotr-rt-r50 eager": Ours("sotr-rt-r50", way="eager"),
+    "sotr-r50 compiled": Ours("sotr-r50", way="compiled"),
+    "sotr-rt-r50 compiled": Ours("sotr-rt-r50", way="compiled"),
+    "sotr-r50 as it stands": Ours("sotr-r50", way="as it stands"),
     "Mask R-CNN R50-FPN": _mask_rcnn(maskrcnn_resnet50_fpn),
     "Mask R-CNN R50-FPN v2": _mask_rcnn(maskrcnn_resnet50_fpn_v2),
     "MaskFormer R50": _former("MaskFormer"),
