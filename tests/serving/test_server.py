@@ -103,9 +103,8 @@ def test_sigterm_drains() -> None:
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             while True:
-                with contextlib.suppress(
-                    httpx.ReadError, httpx.RemoteProtocolError
-                ):  # one that waited when the door was shut
+                # One that waited when the door was shut is cut off.
+                with contextlib.suppress(httpx.ReadError, httpx.RemoteProtocolError):
                     httpx.get(server.url + "healthz")
         assert server.process.poll() is None
         client.sendall(body[500:])
