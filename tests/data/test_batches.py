@@ -212,6 +212,8 @@ def test_exif_rotated_pictures_have_the_upright_size(coco_folder: Path, tmp_path
     assert EvalDataset(data, CONFIG)[0].original_size == (entry["height"], entry["width"])
 
 
+# PyTorch's error may well come while the garbage collector reports to Hypothesis, which cannot pass it on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_died_is_named_by_its_picture_however_it_shows(
     train: CocoDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

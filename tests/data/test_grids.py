@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sotr.config import SOTRConfig
@@ -24,6 +24,7 @@ NANO = SOTRConfig.preset("sotr-nano", 5)
 
 
 @settings(max_examples=30, deadline=None)
+@example(seed=6281, count=38, fraction=0.2)  # two areas that differ by a rounding, with the same root
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 60), fraction=st.sampled_from([0.2, 0.6, 1.0]))
 def test_fit_is_what_assign_does(seed: int, count: int, fraction: float) -> None:
     config = replace(NANO, grids=(12, 8, 6, 4, 3), center_fraction=fraction)

@@ -93,7 +93,8 @@ def fit_to_grids(objects: Objects, config: SOTRConfig) -> Fit:
     ratios_A2 = (scaled_N2 / objects.sizes_N2)[objects.pictures_A][:, ::-1]  # of x, y
     boxes_A4 = objects.boxes_A4 * np.tile(ratios_A2, 2)
     padded_N2 = -(-scaled_N2 // INPUT_DIVISOR) * INPUT_DIVISOR
-    sides_A = np.sqrt(np.prod(boxes_A4[:, 2:] - boxes_A4[:, :2], axis=1))
+    areas_A = np.prod(boxes_A4[:, 2:] - boxes_A4[:, :2], axis=1)
+    sides_A = np.sqrt(areas_A)
     low, high = np.array(config.scale_ranges, np.float64).T
     levels_A5 = (sides_A[:, None] >= low) & (sides_A[:, None] <= high)
 
@@ -106,8 +107,8 @@ def fit_to_grids(objects: Objects, config: SOTRConfig) -> Fit:
             config,
         )
         places = objects.pictures_A[own][owners.numpy()] * config.num_cells + cells.numpy()
-        # The smallest object of each place comes first, and takes it.
-        order = np.lexsort((sides_A[own][owners.numpy()], places))
+        # The smallest object of each place comes first, and takes it; by area, of which roots round unlike ones alike.
+        order = np.lexsort((areas_A[own][owners.numpy()], places))
         first = np.diff(places[order], prepend=-1) != 0
         claimants, winners = np.unique(owners.numpy()), owners.numpy()[order][first]
         lost_A[own.start + np.setdiff1d(claimants, winners)] = True
