@@ -18,11 +18,12 @@ def test_what_comes_again_is_recorded_and_the_oldest_forgotten(monkeypatch):
 
     monkeypatch.setattr(cuda_graphs, "_Recording", Recording)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    recorded = Recorded(lambda x, factor: [factor * x], most=2)
-    for length, factor in [(1, 2), (2, 2), (1, 2), (1, 3), (1, 2), (2, 2), (2, 2)]:
+    recorded = Recorded(lambda x, factor: [factor * x], most=2, after=1)
+    for length, factor in [(1, 2), (2, 2), (1, 2), (1, 3), (1, 2), (2, 2), (2, 2), (2, 2), (1, 2), (1, 3), (1, 2)]:
         assert recorded(torch.ones(length), factor)[0].tolist() == [factor] * length
-    # Twice length 1 with factor 2, then length 2, which had been forgotten in between.
+    # Length 1 with factor 2, then length 2, which had been forgotten in between; and not again what is remembered.
     assert made == [(1,), (2,)]
+    assert set(recorded._recordings) == {(torch.Size([1]), (2,))}
 
 
 @pytest.mark.gpu
@@ -34,7 +35,7 @@ def test_results_are_those_of_the_function_and_the_callers():
 
     recorded = Recorded(function)
     kept = []
-    for _ in range(4):
+    for _ in range(6):
         for shape in [(8, 64), (32, 64)]:
             x = torch.randn(shape, device="cuda")
             kept.append((recorded(x, 2), function(x, 2)))
@@ -47,9 +48,9 @@ def test_results_are_those_of_the_function_and_the_callers():
 @pytest.mark.gpu
 def test_what_waits_for_the_device_goes_on_as_it_is():
     recorded = Recorded(lambda x: [x * float(x.sum())])
-    for _ in range(3):
+    for _ in range(6):
         x = torch.rand(5, device="cuda")
         torch.testing.assert_close(recorded(x)[0], x * float(x.sum()))
     other = Recorded(lambda x: [x + 1])  # a failure spoils nothing
-    for _ in range(3):
+    for _ in range(6):
         torch.testing.assert_close(other(x)[0], x + 1)

@@ -125,7 +125,7 @@ def _macs(name: str, work: Work, conditions: Conditions) -> float:
     side = SIDES[name]
     if conditions.device.type != "cuda" or not isinstance(side, Ours):
         return macs_of(work)
-    for _ in range(3):  # nobody sees what is in a recording; it wants its memory, though
+    for _ in range(5):  # nobody sees what is in a recording; it wants its memory, though
         work()
     return side.macs(conditions)
 

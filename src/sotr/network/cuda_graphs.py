@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Recorded:
-    """A function of a CUDA tensor and of settings, recorded for each shape and settings that come again.
+    """A function of a CUDA tensor and of settings, recorded for each shape and settings that come again and again.
 
     Its results are those of the function, in memory of the caller's. Safe in several threads that use the same stream.
     What cannot be recorded, since it waits for the device, goes on as it is.
@@ -20,12 +20,15 @@ class Recorded:
     Args:
         function: whose work is the same for every tensor of a shape. What it keeps from one call to the next must not
             change any more after the first.
-        most: recordings that are kept. They share the device's memory for what is neither input nor output.
+        most: shapes and settings that are remembered, those used last. Their recordings share the device's memory for
+            what is neither input nor output.
+        after: calls before one is recorded, which takes as long as many calls.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], most: int = 8) -> None:
-        self.function, self.most = function, most
-        self._recordings: OrderedDict[Hashable, _Recording | None] = OrderedDict()
+    def __init__(self, function: Callable[..., Sequence[Tensor]], most: int = 16, after: int = 3) -> None:
+        self.function, self.most, self.after = function, most, after
+        self._calls: OrderedDict[Hashable, int] = OrderedDict()
+        self._recordings: dict[Hashable, _Recording] = {}
         self._pool: Any | None = None
         self._lock = Lock()
 
@@ -33,17 +36,17 @@ class Recorded:
         """The function's results."""
         with self._lock:
             key = x.shape, settings
-            if key not in self._recordings:  # many never come again
-                self._recordings[key] = None
-                while len(self._recordings) > self.most:
-                    self._recordings.popitem(last=False)
+            self._calls[key] = self._calls.get(key, 0) + 1
+            self._calls.move_to_end(key)
+            if len(self._calls) > self.most:
+                oldest, _ = self._calls.popitem(last=False)
+                self._recordings.pop(oldest, None)
+            if self._calls[key] <= self.after:
                 return self.function(x, *settings)
-            self._recordings.move_to_end(key)
-            recording = self._recordings[key]
-            if recording is None:
+            if key not in self._recordings:
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
-                recording = self._recordings[key] = _Recording(lambda x: self.function(x, *settings), x, self._pool)
-            return recording(x)
+                self._recordings[key] = _Recording(lambda x: self.function(x, *settings), x, self._pool)
+            return self._recordings[key](x)
 
 
 class _Recording:
