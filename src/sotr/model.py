@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,29 +60,30 @@ class _ForInference:
 
     def __init__(self, network: SOTR, precision: str) -> None:
         self.network = prepare_for_inference(network, PRECISIONS[precision])
-        self.recorded = Recorded(self._find)
+        self.recorded = Recorded(partial(_find_all, self.network))
         self._of = network
-        self._parts: list[tuple[dict[str, Any], str, Any]] = [
-            (held, name, part)
+        self._holders: list[tuple[dict[str, Any], int]] = [
+            (held, len(held))
             for module in network.modules()
             for held in (module._parameters, module._buffers, module._modules)
-            for name, part in held.items()
         ]
+        self._parts = [(held, name, part) for held, _ in self._holders for name, part in held.items()]
         self._tensors = [part for _, _, part in self._parts if isinstance(part, torch.Tensor)]
         self._state = self._state_now()
 
     def made_of(self, network: SOTR) -> bool:
         """Whether it is this network and that still what it was; quick, for it is asked before every picture."""
-        same = network is self._of and all(held.get(name) is part for held, name, part in self._parts)
+        same = network is self._of and all(len(held) == count for held, count in self._holders)
+        same = same and all(held.get(name) is part for held, name, part in self._parts)
         return same and self._state == self._state_now()
 
     def _state_now(self) -> list[tuple[int, int]]:
         # What was made in inference mode counts no versions, for it cannot be changed outside it.
         return [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in self._tensors]
 
-    def _find(self, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[torch.Tensor]:
-        found = find(self.network(inputs_B3HW), options, self.network.config)
-        return [tensor for each in found for tensor in each]
+
+def _find_all(network: SOTR, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[torch.Tensor]:
+    return [tensor for each in find(network(inputs_B3HW), options, network.config) for tensor in each]
 
 
 class Segmenter(Predictor[Prepared], ModelHubMixin):

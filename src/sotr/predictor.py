@@ -130,7 +130,7 @@ class Predictor(ABC, Generic[Prepared]):
 
     @abstractmethod
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
-        """The first half of `predict`: load, resize and normalise a picture, on the CPU; safe in several threads.
+        """The first half of `predict`: load, resize and normalise a picture; safe in several threads.
 
         Raises:
             SOTRError: the picture cannot be read or has more than `max_pixels` pixels.

@@ -226,6 +226,14 @@ def test_without_onednn_batch_norms_are_folded_and_the_type_is_taken(monkeypatch
             assert low.dtype == torch.bfloat16
 
 
+@torch.inference_mode()
+def test_bfloat16_goes_through_deformable_convolutions():
+    network = lively(replace(NANO, backbone="resnet26", depth=1, deformable_stages=(4,)))
+    images = torch.randn(1, 3, 64, 96)
+    for found, expected in zip(prepare_for_inference(network, torch.bfloat16)(images), network(images), strict=True):
+        assert relative(found.float(), expected) < 0.1
+
+
 @pytest.mark.gpu
 @torch.inference_mode()
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)])

@@ -104,7 +104,8 @@ def together(
     for batch in batches:
         own = [(batch, *shape[1:]) for shape in shapes]
         maps = [torch.randn(*shape, config.width, device=device) for shape in own]
-        atlas = atlas_of(maps)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            atlas = atlas_of(maps)
         sides = {
             "level by level": partial(_forward_and_step, partial(_one_by_one, layer, maps), device, dtype),
             "levels together": partial(_forward_and_step, partial(layer, atlas.join(maps), atlas), device, dtype),

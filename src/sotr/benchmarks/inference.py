@@ -1,7 +1,6 @@
 """Pictures to objects: our presets against peers of the same backbone, all with random weights."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +11,7 @@ from sotr.benchmarks.measure import Parts, Spread, Stopwatch, alternate, device_
 from sotr.benchmarks.on_card import copies, costs, traffic
 from sotr.benchmarks.report import Row, timed
 from sotr.benchmarks.sides import CUDA_ONLY, LONG, SIDES, Conditions, Ours, Size, Work, conditions_of
+from sotr.network import SOTR, prepare_for_inference
 from sotr.network.onednn import product
 
 WHAT = (
@@ -165,7 +165,7 @@ def _on_card(
         if not isinstance(side, Ours):
             continue
         total, network = times[name]["total"].median, times[name]["network"].median
-        arithmetic, moving = macs[name] / peak, traffic(replace(side, way="eager")(conditions), FLOPS) / rate
+        arithmetic, moving = macs[name] / peak, _moved(side, conditions) / rate
         findings += [
             f"{name} does {len(conditions.pictures) / total:.0f} pictures per second.",
             f"{name}'s network takes {network * 1e3:.2f} ms; its operations take {arithmetic * 1e3:.2f} ms at the rate "
@@ -174,6 +174,14 @@ def _on_card(
             f"{name} keeps the card busy with {', '.join(costs(work)[:4])}.",
         ]
     return findings
+
+
+@torch.no_grad()
+def _moved(side: Ours, conditions: Conditions) -> float:
+    """Bytes of the operands of a batch through the prepared network."""
+    network = prepare_for_inference(SOTR(side.config).eval().to(conditions.device), conditions.dtype)
+    images_B3HW = torch.zeros(len(conditions.pictures), 3, *side.input_size(conditions), device=conditions.device)
+    return traffic(lambda: network(images_B3HW), FLOPS)
 
 
 def macs_of(work: Work) -> float:

@@ -1,5 +1,6 @@
 """How things are timed: sides take turns within one run, so that what else the machine does meets all of them alike."""
 
+import gc
 import multiprocessing
 import os
 import platform
@@ -116,6 +117,7 @@ def device_peak(device: torch.device) -> Iterator[Peak]:
     if device.type != "cuda":
         yield peak
         return
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

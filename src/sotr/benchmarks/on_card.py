@@ -44,7 +44,7 @@ def traffic(work: Callable[[], Any], known: Mapping[Any, Any]) -> float:
     """Bytes of the operands and results of convolutions, matrix products and attention, each read or written once.
 
     Args:
-        work: not recorded, for of a replay nothing is seen.
+        work: neither recorded nor in inference mode, where nothing is seen of what is in it.
         known: such operators that PyTorch's own register lacks.
     """
     mode = _Traffic({*flop_registry, *known})
@@ -74,7 +74,7 @@ def costs(work: Callable[[], Any]) -> list[str]:
         torch.cuda.synchronize()
     spent: Counter[str] = Counter()
     for event in profiler.key_averages():
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:  # which spans its kernels
             spent[kind_of(event.key)] += event.self_device_time_total
     total = sum(spent.values()) or 1
     return [f"{kind} {time / total:.0%} ({time / 1e3:.2f} ms)" for kind, time in spent.most_common()]

@@ -87,9 +87,13 @@ class Ours:
 
     def macs(self, conditions: Conditions) -> int:
         """Multiply-accumulates of a batch through the network, as its formula has them."""
+        return len(conditions.pictures) * count_components(self.config, *self.input_size(conditions))["total"].macs
+
+    def input_size(self, conditions: Conditions) -> Size:
+        """Height and width of the padded input."""
         size = resized_size(*conditions.size, self.config.image_size, self.config.max_image_size)
         height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in size)
-        return len(conditions.pictures) * count_components(self.config, height, width)["total"].macs
+        return height, width
 
 
 def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:

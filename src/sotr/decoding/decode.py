@@ -19,7 +19,10 @@ from sotr.network.onednn import product
 from sotr.rle import Ints, boxes_of_counts, encode_counts, joined_counts, mask_counts
 
 UPSAMPLED_PIXELS = 64_000_000
-"""Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
+"""Mask pixels that are upsampled at the same time on a GPU; bounds memory whatever the number of objects."""
+
+HELD_PIXELS = 16_000_000
+"""Mask pixels of the features' resolution that are held at the same time."""
 
 CACHED_PIXELS = 1_000_000
 """The same on a CPU, where what stays in its cache takes half the time."""
@@ -94,10 +97,10 @@ def finish(
 ) -> list[Instances]:
     """The second half of `decode`, with its arguments: masks of the objects that are kept, at the pictures' sizes."""
     results = []
-    on_host = to_host(*(each.scores_I for each in found), *(each.labels_I for each in found))
+    read = to_host(*(each.scores_I for each in found), *(each.labels_I for each in found))
     sizes = zip(image_sizes, original_sizes, strict=True)
     for each, (image_size, original_size), scores_I, labels_I in zip(
-        found, sizes, on_host[: len(found)], on_host[len(found) :], strict=True
+        found, sizes, read[: len(found)], read[len(found) :], strict=True
     ):
         count = min(int((scores_I > options.score_threshold).sum()), options.max_objects)
         rles, boxes_I4 = _rles(each.kernels_ID[:count], each.features_Ehw, image_size, original_size, options)
@@ -246,7 +249,7 @@ def _rles(
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
     maps = _at_original_size(kernels_ID, features_Ehw, image_size, original_size, in_logits)
-    if on_host(features_Ehw.device):
+    if on_host(features_Ehw.device) or features_Ehw.device.type == "mps":
         return _compress_on_host(maps, level, original_size)
     pieces = [compress(maps_IWH > level) for maps_IWH in maps]
     texts = [text for piece in pieces for text in piece.texts]
@@ -265,7 +268,7 @@ def _at_original_size(
     h, w = features_Ehw.shape[1:]
     pixels = CACHED_PIXELS if features_Ehw.device.type == "cpu" else UPSAMPLED_PIXELS
     at_once = max(1, pixels // (original_size[0] * original_size[1]))
-    for kernels in kernels_ID.split(UPSAMPLED_PIXELS // (h * w) + 1):
+    for kernels in kernels_ID.split(HELD_PIXELS // (h * w) + 1):
         for maps_Ihw in _logits(kernels, features_Ehw).split(at_once):
             maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
             yield to_picture(maps_Ihw, (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size)
@@ -276,7 +279,7 @@ def _compress_on_host(
 ) -> tuple[list[dict[str, Any]], Ints]:
     pieces, rows = [], []
     for maps_IWH in maps:
-        dense_IWH = maps_IWH.gt_(level).bool().numpy()
+        dense_IWH = maps_IWH.gt_(level).bool().cpu().numpy()
         pieces.append(mask_counts(dense_IWH))
         rows.append(dense_IWH.any(1))
     counts = joined_counts(pieces)

@@ -78,7 +78,9 @@ def intersections(masks_IL: Tensor) -> Tensor:
     if in_bytes and masks_IL.ndim == 2 and len(masks_IL):
         bytes_IL = masks_IL.view(torch.int8)
         return torch._int_mm(bytes_IL, bytes_IL.T).float()
-    if masks_IL.is_cuda:  # the same holds of 16 bits and sums of 32
+    if (
+        masks_IL.is_cuda and masks_IL.ndim == 2 and not torch.compiler.is_compiling()
+    ):  # the same holds of 16 bits and sums of 32
         masks = masks_IL.half()
         return torch.mm(masks, masks.T, out_dtype=torch.float32)
     masks = masks_IL.float()

@@ -1,9 +1,9 @@
 """Work on a GPU recorded once and replayed: a network is a thousand launches, each of which costs the processor more
 time than its kernel runs."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -15,7 +15,7 @@ class Recorded:
     """A function of a CUDA tensor and of settings, recorded for each shape and settings that come again and again.
 
     Its results are those of the function, in memory of the caller's. Safe in several threads that use the same stream.
-    What cannot be recorded, since it waits for the device, goes on as it is.
+    What cannot be recorded, since it waits for the device, goes on as it is, after a warning.
 
     Args:
         function: whose work is the same for every tensor of a shape. What it keeps from one call to the next must not
@@ -29,7 +29,8 @@ class Recorded:
         self.function, self.most, self.after = function, most, after
         self._calls: OrderedDict[Hashable, int] = OrderedDict()
         self._recordings: dict[Hashable, _Recording] = {}
-        self._pool: Any | None = None
+        self._place: tuple[torch.cuda.Stream, Any] | None = None
+        self._fails = False
         self._lock = Lock()
 
     def __call__(self, x: Tensor, *settings: Hashable) -> Sequence[Tensor]:
@@ -41,35 +42,48 @@ class Recorded:
             if len(self._calls) > self.most:
                 oldest, _ = self._calls.popitem(last=False)
                 self._recordings.pop(oldest, None)
-            if self._calls[key] <= self.after:
-                return self.function(x, *settings)
-            if key not in self._recordings:
-                self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._recordings[key] = _Recording(lambda x: self.function(x, *settings), x, self._pool)
-            return self._recordings[key](x)
+            if self._calls[key] > self.after and not self._fails and key not in self._recordings:
+                recording = self._record(x, settings)
+                self._fails = recording is None
+                if recording is not None:
+                    self._recordings[key] = recording
+            return self._recordings[key](x) if key in self._recordings else self.function(x, *settings)
+
+    def _record(self, x: Tensor, settings: tuple[Hashable, ...]) -> "_Recording | None":
+        """A recording; None, and a warning, if that cannot be."""
+        function = self.function
+        if self._place is None:  # only on one stream do recordings share memory
+            self._place = torch.cuda.Stream(x.device), torch.cuda.graph_pool_handle()
+        try:
+            # Back to this stream even where a failure leaves the other one in its place.
+            with _RECORDING, torch.cuda.stream(torch.cuda.current_stream(x.device)):
+                return _Recording(lambda x: function(x, *settings), x, *self._place)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"goes on without CUDA graphs, which cannot be made here: {reason}", stacklevel=3)
+            return None
+
+
+_RECORDING = Lock()
+"""To record waits for the whole device, which would spoil another recording."""
 
 
 class _Recording:
-    def __init__(self, function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, pool: Any) -> None:
-        self.function = function
+    def __init__(
+        self, work: Callable[[Tensor], Sequence[Tensor]], x: Tensor, stream: torch.cuda.Stream, pool: Any
+    ) -> None:
         self.input = x.clone()
-        self.graph: torch.cuda.CUDAGraph | None = None
-        with suppress(RuntimeError), torch.cuda.device(x.device):
-            # Libraries want some of their memory for each stream, and not while a recording is made.
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                function(self.input)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may well use the device meanwhile.
-            with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-                self.output = function(self.input)
-            self.graph = graph
+        # Libraries want some of their memory for each stream, and not while a recording is made.
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            work(self.input)
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads may well use the device meanwhile.
+        with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
+            self.output = work(self.input)
 
     def __call__(self, x: Tensor) -> Sequence[Tensor]:
-        if self.graph is None:
-            return self.function(x)
         self.input.copy_(x)
         self.graph.replay()
         # The next replay writes over its output, maybe while this one's is still read.

@@ -1,5 +1,6 @@
 """Modulated deformable convolution (Zhu et al. 2019), for the backbone of Table 7's last row."""
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -34,7 +35,20 @@ class DeformableConv(nn.Module):
         """(B, in, h, w) -> (B, out, h / stride, w / stride)."""
         # Two coordinates for each sample, (y, x), then a weight for each.
         offsets, weights = self.offset(x).split([2 * TAPS, TAPS], 1)
-        return deform_conv2d(x, offsets, self.weight, self.bias, self.stride, padding=1, mask=weights.sigmoid())
+        if x.dtype != torch.bfloat16:
+            return deform_conv2d(x, offsets, self.weight, self.bias, self.stride, padding=1, mask=weights.sigmoid())
+        # The operator is not there in bfloat16.
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(x.device.type, enabled=False):
+            return deform_conv2d(
+                x.float(),
+                offsets.float(),
+                self.weight.float(),
+                bias,
+                self.stride,
+                padding=1,
+                mask=weights.float().sigmoid(),
+            ).to(x.dtype)
 
 
 def make_deformable(body: nn.Module, name: str, stages: tuple[int, ...]) -> None:

@@ -42,7 +42,7 @@ class FixedPosition(nn.Module):
     """
 
     SIZES = 64
-    """Sizes that are kept; the levels' are always the same, P5's depends on the picture's."""
+    """Sizes that are kept, the first; the levels' are always the same, P5's depends on the picture's."""
 
     def __init__(self, position: PositionEmbedding) -> None:
         super().__init__()
@@ -52,8 +52,9 @@ class FixedPosition(nn.Module):
     def forward(self, x_BNNC: Tensor) -> Tensor:
         """(B, rows, columns, C) -> the same shape."""
         size = x_BNNC.shape[1:]
-        if size not in self._of_size:
-            if len(self._of_size) >= self.SIZES:
-                self._of_size.clear()
-            self._of_size[size] = self.position(torch.zeros_like(x_BNNC[:1]))
-        return x_BNNC + self._of_size[size]
+        embedding_1NNC = self._of_size.get(size)
+        if embedding_1NNC is None:
+            embedding_1NNC = self.position(torch.zeros_like(x_BNNC[:1]))
+            if len(self._of_size) < self.SIZES:  # none is given up again, for a recorded graph may read it
+                self._of_size[size] = embedding_1NNC
+        return x_BNNC + embedding_1NNC

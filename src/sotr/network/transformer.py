@@ -36,10 +36,10 @@ class ConvolutionBlock(nn.Module):
     def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
         """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
         if atlas is not None:  # between maps is what lies beyond their edges: zeros
-            x_BNNC = x_BNNC * atlas.inside_RL1
+            x_BNNC = x_BNNC * atlas.inside_RL1.to(x_BNNC.dtype)
         x_BNNC = self.activation(_convolve(self.conv1, x_BNNC))
         if atlas is not None:
-            x_BNNC = x_BNNC * atlas.inside_RL1
+            x_BNNC = x_BNNC * atlas.inside_RL1.to(x_BNNC.dtype)
         return _convolve(self.conv2, x_BNNC)
 
 
