@@ -22,6 +22,7 @@ from sotr.data.resize_on_device import preprocess_on_device
 from sotr.data.sizes import resized_size
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, Found, find, finish
+from sotr.decoding.decode import packed, unpacked
 from sotr.errors import SOTRError
 from sotr.hub_card import hub_card
 from sotr.instances import Instances
@@ -83,7 +84,7 @@ class _ForInference:
 
 
 def _find_all(network: SOTR, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[torch.Tensor]:
-    return [tensor for each in find(network(inputs_B3HW), options, network.config) for tensor in each]
+    return unpacked(find(network(inputs_B3HW), options, network.config))
 
 
 class Segmenter(Predictor[Prepared], ModelHubMixin):
@@ -194,8 +195,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         if self.device.type != "cuda":
             return find(self.inference_network()(inputs_B3HW), options, self.config)
         # These two change nothing yet.
-        tensors = self._for_inference().recorded(inputs_B3HW, replace(options, score_threshold=0.0, max_objects=1))
-        return [Found(*tensors[first : first + 4]) for first in range(0, len(tensors), 4)]
+        return packed(self._for_inference().recorded(inputs_B3HW, replace(options, score_threshold=0.0, max_objects=1)))
 
     def inference_network(self) -> SOTR:
         """A copy of the network that predicts the same in less time, made anew when the network's tensors change."""

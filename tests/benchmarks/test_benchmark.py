@@ -263,3 +263,15 @@ def test_a_kind_of_machine_says_what_sets_its_speed(monkeypatch):
         kind = describe_machine(CPU).kind
         assert ("-amx-" in kind) == amx
         assert "-r-" not in kind
+
+
+@pytest.mark.gpu
+def test_what_is_said_of_a_card(monkeypatch):
+    cuda, half = torch.device("cuda"), torch.bfloat16
+    ways = {f"sotr-nano {way}": sides.Ours("sotr-nano", 64, way) for way in ("prepared", "eager", "as it stands")}
+    monkeypatch.setattr(inference, "SIDES", ways)
+    rows, findings = inference.measure(list(ways), (48, 64), cuda, half, 2, str, batch=2)
+    check(rows, ["48 x 64, 2 together"], ways, ["pre-processing", "network", "decoding", "total"])
+    assert sum("times the larger" in finding for finding in findings) == 3
+    assert all(row["peak_mib"] > 0 for row in rows if row["part"] == "total")
+    assert len(training.throughput("sotr-nano", 2, 64, cuda, half, 1)) == 2

@@ -16,7 +16,8 @@ from sotr.benchmarks.measure import Parts, Stopwatch
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.data.sizes import resized_size
 from sotr.data.transforms import pad_batch, preprocess
-from sotr.decoding import DecodeOptions, Found, find, finish
+from sotr.decoding import DecodeOptions, find, finish
+from sotr.decoding.decode import packed, unpacked
 from sotr.info import count_components
 from sotr.model import Segmenter
 from sotr.network import SOTR, DensePredictions, prepare_for_inference
@@ -112,8 +113,7 @@ def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
             return network(batch_B3HW)
 
     def search(batch_B3HW: Tensor) -> Sequence[Tensor]:
-        found = find(DensePredictions(*dense(batch_B3HW)), options, config)
-        return [tensor for each in found for tensor in each]
+        return unpacked(find(DensePredictions(*dense(batch_B3HW)), options, config))
 
     recorded = conditions.device.type == "cuda" and way in ("prepared", "compiled")
     run, run_and_search = (Recorded(dense), Recorded(search)) if recorded else (dense, search)
@@ -126,11 +126,7 @@ def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
         watch.lap("pre-processing")
         predictions = DensePredictions(*run(batch_B3HW))
         watch.lap("network")
-        if recorded:
-            tensors = run_and_search(batch_B3HW)
-            found = [Found(*tensors[first : first + 4]) for first in range(0, len(tensors), 4)]
-        else:
-            found = find(predictions, options, config)
+        found = packed(run_and_search(batch_B3HW)) if recorded else find(predictions, options, config)
         objects = finish(
             found,
             [(each.input_3hw.shape[1], each.input_3hw.shape[2]) for each in prepared],

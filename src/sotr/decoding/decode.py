@@ -21,11 +21,11 @@ from sotr.rle import Ints, boxes_of_counts, encode_counts, joined_counts, mask_c
 UPSAMPLED_PIXELS = 64_000_000
 """Mask pixels that are upsampled at the same time on a GPU; bounds memory whatever the number of objects."""
 
-HELD_PIXELS = 16_000_000
-"""Mask pixels of the features' resolution that are held at the same time."""
-
 CACHED_PIXELS = 1_000_000
 """The same on a CPU, where what stays in its cache takes half the time."""
+
+HELD_PIXELS = 16_000_000
+"""Mask pixels of the features' resolution that are held at the same time."""
 
 LEVEL_STRIDES = (8, 8, 16, 32, 32)
 """Strides of the levels as the released code counts them, P2 halved and P6 enlarged."""
@@ -85,6 +85,17 @@ def find(predictions: DensePredictions, options: DecodeOptions, config: SOTRConf
     return [_select(*of_picture, strides_K, options) for of_picture in zip(scores_BKM, *predictions[1:], strict=True)]
 
 
+def unpacked(found: Sequence[Found]) -> list[Tensor]:
+    """The tensors of all pictures one after the other, as what is recorded returns them."""
+    return [tensor for each in found for tensor in each]
+
+
+def packed(tensors: Sequence[Tensor]) -> list[Found]:
+    """What `unpacked` was given."""
+    fields = len(Found._fields)
+    return [Found(*tensors[first : first + fields]) for first in range(0, len(tensors), fields)]
+
+
 @torch.no_grad()
 def finish(
     found: Sequence[Found],
@@ -140,7 +151,7 @@ def on_host(device: torch.device) -> bool:
     Elsewhere candidates that fail take part with a score of 0, which suppresses nothing and is dropped at the end, and
     masks are compressed where they are.
     """
-    return device.type == "cpu"
+    return device.type != "cuda"
 
 
 def _select(
@@ -249,7 +260,7 @@ def _rles(
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
     maps = _at_original_size(kernels_ID, features_Ehw, image_size, original_size, in_logits)
-    if on_host(features_Ehw.device) or features_Ehw.device.type == "mps":
+    if on_host(features_Ehw.device):
         return _compress_on_host(maps, level, original_size)
     pieces = [compress(maps_IWH > level) for maps_IWH in maps]
     texts = [text for piece in pieces for text in piece.texts]

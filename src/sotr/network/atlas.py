@@ -8,7 +8,7 @@ they find them beyond a map's edge.
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate, combinations
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -119,5 +119,5 @@ def _stack(sizes: tuple[Size, ...], width: int) -> Layout:
         top, left = min((max(free[left : left + columns + 1]), left) for left in starts if left + columns <= width)
         places[index] = top, left
         free[left : left + columns + 1] = [top + rows + 1] * len(free[left : left + columns + 1])
-    *_, height = accumulate((top + sizes[index][0] for index, (top, _) in places.items()), max)
+    height = max(top + sizes[index][0] for index, (top, _) in places.items())
     return Layout(tuple(places[index] for index in range(len(sizes))), (height, width))

@@ -6,6 +6,15 @@ from torch import Tensor, nn
 from sotr.network.attention import PositionEmbedding
 
 
+def scale_and_shift(norm: nn.GroupNorm, mean_BG: Tensor, rstd_BG: Tensor) -> tuple[Tensor, Tensor]:
+    """What a group norm multiplies a map with, and adds to that, (B, C, 1, 1) each, given its groups' means and
+    reciprocal deviations."""
+    weight_Gc, bias_Gc = (each.unflatten(0, (norm.num_groups, -1)) for each in (norm.weight, norm.bias))
+    scale_BGc = rstd_BG[..., None] * weight_Gc
+    shift_BGc = bias_Gc - mean_BG[..., None] * scale_BGc
+    return scale_BGc.flatten(1)[..., None, None], shift_BGc.flatten(1)[..., None, None]
+
+
 class ChannelsLastGroupNorm(nn.Module):
     """Group norm of a map in channels-last memory, written over it; nobody may read it again.
 
@@ -21,17 +30,16 @@ class ChannelsLastGroupNorm(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """The same shape."""
-        groups, weight, bias = self.norm.num_groups, self.norm.weight.float(), self.norm.bias.float()
+        groups = self.norm.num_groups
         cells_BLC = x_BCHW.permute(0, 2, 3, 1).flatten(1, 2).float()
         variance_BGc, mean_BGc = (
             each_BC.unflatten(1, (groups, -1)) for each_BC in torch.var_mean(cells_BLC, 1, correction=0)
         )
         mean_BG1 = mean_BGc.mean(2, keepdim=True)
         variance_BG1 = (variance_BGc + (mean_BGc - mean_BG1).square()).mean(2, keepdim=True)
-        scale_BGc = (variance_BG1 + self.norm.eps).rsqrt() * weight.unflatten(0, (groups, -1))
-        shift_BGc = bias.unflatten(0, (groups, -1)) - mean_BG1 * scale_BGc
-        scale, shift = (each_BGc.flatten(1)[:, :, None, None] for each_BGc in (scale_BGc, shift_BGc))
-        return torch.addcmul(shift, x_BCHW, scale, out=x_BCHW)  # in float32, whatever the map's type
+        rstd_BG = (variance_BG1[..., 0] + self.norm.eps).rsqrt()
+        scale_BC11, shift_BC11 = scale_and_shift(self.norm, mean_BG1[..., 0], rstd_BG)
+        return torch.addcmul(shift_BC11, x_BCHW, scale_BC11, out=x_BCHW)  # in float32, whatever the map's type
 
 
 class FixedPosition(nn.Module):

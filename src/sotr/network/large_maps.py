@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sotr.network.backbone import FPN
 from sotr.network.fast_conv import fast_conv
+from sotr.network.inference_layers import scale_and_shift
 
 LARGE = 32 << 20
 """Bytes from which glibc's malloc hands out fresh pages every time, however often such memory was freed before."""
@@ -75,9 +76,7 @@ class GroupNormInPlace(nn.Module):
         mean_BG = (share_K11 * means_KBG).sum(0)
         rstd_BG = ((share_K11 * (variances_KBG + (means_KBG - mean_BG).square())).sum(0) + eps).rsqrt()
 
-        scale_BGc = rstd_BG[..., None] * self.norm.weight.unflatten(0, (groups, -1))
-        shift_BGc = self.norm.bias.unflatten(0, (groups, -1)) - mean_BG[..., None] * scale_BGc
-        scale, shift = (each.flatten(1)[..., None, None].to(x_BCHW.dtype) for each in (scale_BGc, shift_BGc))
+        scale_BC11, shift_BC11 = (each.to(x_BCHW.dtype) for each in scale_and_shift(self.norm, mean_BG, rstd_BG))
         for band in bands:
-            torch.addcmul(shift, band, scale, out=band)
+            torch.addcmul(shift_BC11, band, scale_BC11, out=band)
         return x_BCHW

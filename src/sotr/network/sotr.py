@@ -86,7 +86,7 @@ class SOTR(nn.Module):
         """The transformer's output for each map."""
         transformer = self.transformer
         if isinstance(transformer, Transformer):  # where launches cost, not copies
-            together = maps_BCNN[0].is_cuda and self.config.transformer != "original"
+            together = maps_BCNN[0].is_cuda
         else:
             together = isinstance(transformer, TransformerInStep) and len(maps_BCNN[0]) == 1
         if together:
