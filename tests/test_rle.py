@@ -1,5 +1,7 @@
 """Making run-length encodings, against the library's; reading them is tested with what reads them."""
 
+from unittest import mock
+
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given
@@ -32,11 +34,12 @@ def test_boxes_are_those_of_the_library(shape, density, seed):
     np.testing.assert_array_equal(boxes_of_counts(counts, offsets, masks_IWH.any(1), masks_IWH.shape[1]), boxes)
 
 
-@given(st.lists(st.lists(st.integers(0, 2**33), max_size=9), max_size=5))
-def test_counts_come_back(strings):
+@given(st.lists(st.lists(st.integers(0, 2**33), max_size=9), max_size=5), st.sampled_from([1, 10, 100_000]))
+def test_counts_come_back_however_many_are_encoded_at_once(strings, at_once):
     counts = np.array([count for string in strings for count in string], np.int64)
     offsets = np.concatenate(([0], np.cumsum([len(string) for string in strings]))).astype(np.int64)
-    texts = encode_counts(counts, offsets)
+    with mock.patch("sotr.rle.RUNS_AT_ONCE", at_once):
+        texts = encode_counts(counts, offsets)
     text = np.frombuffer("".join(texts).encode(), np.uint8)
     decoded, places = decode_counts(text, np.array([len(text) for text in texts], np.int64))
     np.testing.assert_array_equal(decoded, counts)

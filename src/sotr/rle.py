@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+RUNS_AT_ONCE = 100_000
+"""Runs that are encoded at the same time: what stays in a processor's cache takes half the time."""
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -93,17 +96,24 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     Returns:
         The run lengths of all masks, joined, and the offsets (I + 1) of each mask's own.
     """
-    flat = masks_IWH.reshape(len(masks_IWH), -1)
-    pixels = flat.shape[1]
-    changes = np.empty(flat.shape, bool)
-    changes[:, 0] = flat[:, 0]
-    np.not_equal(flat[:, 1:], flat[:, :-1], out=changes[:, 1:])
-    edges = np.flatnonzero(changes)
-    # Where a mask ends the next one begins: differences of all these places together are the lengths of all runs.
-    borders = np.arange(len(flat) + 1) * pixels
-    before = np.searchsorted(edges, borders)
-    ends = np.insert(edges, before, borders).astype(np.int64, copy=False)
-    return ends[1:] - ends[:-1], before + np.arange(len(borders))
+    flat_IP = masks_IWH.reshape(len(masks_IWH), -1)
+    count, pixels = flat_IP.shape
+    stride = pixels + 1  # a mask's pixels and, before them, its own start
+    size = count * stride + 1
+    # The first run of a mask begins with the mask, every other one where pixels change; the last start only ends a run.
+    starts = np.empty(-(-size // 8) * 8, bool)
+    starts[:size:stride], starts[size:] = True, False
+    changes_IP = starts[: count * stride].reshape(count, stride)[:, 1:]
+    changes_IP[:, 0] = flat_IP[:, 0]
+    np.not_equal(flat_IP[:, 1:], flat_IP[:, :-1], out=changes_IP[:, 1:])
+    # Few of eight neighbours hold a start: two steps take half the time of one.
+    words = np.flatnonzero(starts.view(np.uint64) != 0)
+    places = np.flatnonzero(starts.reshape(-1, 8)[words])
+    places = (words[places // 8] * 8 + places % 8).astype(np.int64, copy=False)
+    offsets = np.searchsorted(places, np.arange(count + 1) * stride)
+    lengths = np.diff(places)
+    lengths[offsets[:-1]] -= 1  # the mask's start is no pixel
+    return lengths, offsets
 
 
 def joined_counts(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
@@ -134,6 +144,17 @@ def boxes_of_counts(counts: Ints, offsets: Ints, rows_IH: NDArray[np.bool_], wid
 
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
     """Compressed RLE strings of run lengths, those of string i at `offsets[i]:offsets[i + 1]`."""
+    texts: list[str] = []
+    while len(texts) < len(offsets) - 1:
+        first = len(texts)
+        fitting = int(np.searchsorted(offsets, offsets[first] + RUNS_AT_ONCE, side="right")) - 1
+        last = max(first + 1, fitting)
+        own = offsets[first : last + 1]
+        texts += _encode_counts(counts[own[0] : own[-1]], own - own[0])
+    return texts
+
+
+def _encode_counts(counts: Ints, offsets: Ints) -> list[str]:
     small = counts.max(initial=0) < 2**31
     rest: NDArray[np.signedinteger] = counts.astype(np.int32 if small else np.int64)
     rest[2:] -= rest[:-2].copy()

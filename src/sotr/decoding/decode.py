@@ -36,6 +36,9 @@ CANDIDATES_AT_ONCE = 512
 LOGITS_AT_ONCE = 1_000_000
 """Mask logits that are held at the same time on a CPU, about what its cache holds."""
 
+BANDS_AT_ONCE = 8
+"""Bands of so many logits whose masks, a quarter of their memory, are kept to be multiplied at once."""
+
 
 class Found(NamedTuple):
     """Objects of one picture, best first, their masks still to be made; a score of 0 is none."""
@@ -211,18 +214,22 @@ def _select(
 
 def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> tuple[Tensor, Tensor]:
     """The sum of probabilities inside each mask (I,), and the pixels that every pair has in common (I, I), a mask with
-    itself its area. Masks are made a band of rows at a time, and no more of them than that is ever there."""
+    itself its area. Logits are made a band of rows at a time, and no more of them than that is ever there."""
     count = len(kernels_ID)
     probability_I = kernels_ID.new_zeros(count, dtype=torch.float32)
     both_II = kernels_ID.new_zeros(count, count, dtype=torch.float32)
-    bands = _bands(kernels_ID, features_Ehw)
-    room = kernels_ID.new_empty(count * bands[0][1] * features_Ehw.shape[2]) if len(bands) > 1 else None
-    for top, bottom in bands:
-        logits_IL = _logits(kernels_ID, features_Ehw[:, top:bottom], room).flatten(1)
-        # Outside the probability becomes exactly 0, which says at once where that is.
-        inside_IL = F.threshold(logits_IL, threshold_logit, -torch.inf, inplace=True).sigmoid_()
-        probability_I += inside_IL.sum(1)
-        both_II += intersections(inside_IL.bool())
+    w, bands = features_Ehw.shape[2], _bands(kernels_ID, features_Ehw)
+    room = kernels_ID.new_empty(count * bands[0][1] * w) if len(bands) > 1 else None
+    for together in [bands[i : i + BANDS_AT_ONCE] for i in range(0, len(bands), BANDS_AT_ONCE)]:
+        (first, _), (_, last) = together[0], together[-1]
+        masks_Ihw = kernels_ID.new_empty(count, last - first, w, dtype=torch.bool)
+        for top, bottom in together:
+            logits_Ihw = _logits(kernels_ID, features_Ehw[:, top:bottom], room)
+            # Outside the probability becomes exactly 0, which says at once where that is.
+            inside_Ihw = F.threshold(logits_Ihw, threshold_logit, -torch.inf, inplace=True).sigmoid_()
+            probability_I += inside_Ihw.sum((1, 2))
+            masks_Ihw[:, top - first : bottom - first] = inside_Ihw
+        both_II += intersections(masks_Ihw.flatten(1))
     return probability_I, both_II
 
 
