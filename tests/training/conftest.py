@@ -53,3 +53,9 @@ def write_yaml(tmp_path: Path) -> Callable[..., str]:
 def one_thread() -> None:
     """Bit-for-bit comparisons need the same order of additions, and quick tests no other process's cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A validation shows one picture: to draw and compress four takes longer than all else that it does here."""
+    monkeypatch.setattr("sotr.training.work.SHOWN_PICTURES", 1)

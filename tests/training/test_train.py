@@ -418,9 +418,9 @@ def test_times(text: str | None, seconds: float) -> None:
 def test_a_run_ends_when_its_time_is_used_up_and_leaves_a_model(
     tiny: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    moment = iter(range(10**6))
+    moment, long = iter(range(10**6)), {"epochs": 1000, "validate_every": 1000}
     monkeypatch.setattr("sotr.training.callbacks.time.monotonic", lambda: float(next(moment)))
-    summary = tiny(changes={"epochs": 1000}, max_time="60s", quiet=False)
+    summary = tiny(changes=long, max_time="60s", quiet=False)
     assert "the time is used up: stopping" in capfd.readouterr().err
     steps = [row for row in read_log(summary.run / "logs" / "csv") if "lr" in row]
     assert 4 < len(steps) < 60
@@ -429,7 +429,7 @@ def test_a_run_ends_when_its_time_is_used_up_and_leaves_a_model(
     assert max(row["lr"] for row in steps) > 0.9 * RECIPE["lr"]
     assert summary.metrics is not None
     assert sotr.load(summary.run).class_names == ("disc", "box", "bar")
-    assert tiny(changes={"epochs": 1000}, max_time="60s", resume=True) == summary  # nothing more to do
+    assert tiny(changes=long, max_time="60s", resume=True) == summary  # nothing more to do
 
 
 def test_an_interrupted_run_gives_its_model_on_demand_and_can_go_on(
