@@ -106,7 +106,7 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
             for name, value in {
                 "CANDIDATES_AT_ONCE": 7,
                 "LOGITS_AT_ONCE": 500,
-                "BANDS_AT_ONCE": 3,
+                "BANDS_AT_ONCE": 5,
                 "CACHED_PIXELS": 9000,
             }.items():
                 monkeypatch.setattr(DECODE, name, value)

@@ -1,7 +1,7 @@
 """A network and a recipe that train in a second or two."""
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A validation shows one picture: to draw and compress four takes longer than all else that it does here."""
-    monkeypatch.setattr("sotr.training.work.SHOWN_PICTURES", 1)
+@pytest.fixture(autouse=True, scope="module")
+def one_picture() -> Iterator[None]:
+    """A validation in this process shows one picture: to draw and compress four takes longer than all else in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sotr.training.work.SHOWN_PICTURES", 1)
+        yield

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sotr.config import MASK_STRIDE, SOTRConfig
 from sotr.decode_options import DecodeOptions
-from sotr.decoding.matrix_nms import intersections, mask_nms, matrix_nms, overlaps
+from sotr.decoding.matrix_nms import in_bytes, intersections, mask_nms, matrix_nms, overlaps
 from sotr.decoding.resize import to_picture
 from sotr.decoding.rle_on_device import compress, to_host
 from sotr.instances import Instances, encoded
@@ -37,7 +37,7 @@ LOGITS_AT_ONCE = 1_000_000
 """Mask logits that are held at the same time on a CPU, about what its cache holds."""
 
 BANDS_AT_ONCE = 8
-"""Bands of so many logits whose masks, a quarter of their memory, are kept to be multiplied at once."""
+"""Bands whose masks are kept to be multiplied at once, where that takes them as bytes; logits are of one band."""
 
 
 class Found(NamedTuple):
@@ -220,9 +220,11 @@ def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -
     both_II = kernels_ID.new_zeros(count, count, dtype=torch.float32)
     w, bands = features_Ehw.shape[2], _bands(kernels_ID, features_Ehw)
     room = kernels_ID.new_empty(count * bands[0][1] * w) if len(bands) > 1 else None
-    for together in [bands[i : i + BANDS_AT_ONCE] for i in range(0, len(bands), BANDS_AT_ONCE)]:
+    at_once = BANDS_AT_ONCE if in_bytes(features_Ehw.device) else 1
+    room_for_masks = kernels_ID.new_empty(count * bands[:at_once][-1][1] * w, dtype=torch.bool)
+    for together in [bands[i : i + at_once] for i in range(0, len(bands), at_once)]:
         (first, _), (_, last) = together[0], together[-1]
-        masks_Ihw = kernels_ID.new_empty(count, last - first, w, dtype=torch.bool)
+        masks_Ihw = room_for_masks[: count * (last - first) * w].view(count, last - first, w)
         for top, bottom in together:
             logits_Ihw = _logits(kernels_ID, features_Ehw[:, top:bottom], room)
             # Outside the probability becomes exactly 0, which says at once where that is.

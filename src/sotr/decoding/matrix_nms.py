@@ -74,8 +74,7 @@ def intersections(masks_IL: Tensor) -> Tensor:
     pixels."""
     # Bytes of 0 and 1 with sums of 32 bits are as exact as floats, a quarter of the memory and several times as quick
     # where the processor has instructions for them; an exporter knows floats only.
-    in_bytes = masks_IL.device.type == "cpu" and not torch.compiler.is_compiling() and _has_byte_products()
-    if in_bytes and masks_IL.ndim == 2 and len(masks_IL):
+    if in_bytes(masks_IL.device) and masks_IL.ndim == 2 and len(masks_IL):
         bytes_IL = masks_IL.view(torch.int8)
         return torch._int_mm(bytes_IL, bytes_IL.T).float()
     if (
@@ -85,6 +84,11 @@ def intersections(masks_IL: Tensor) -> Tensor:
         return torch.mm(masks, masks.T, out_dtype=torch.float32)
     masks = masks_IL.float()
     return masks @ masks.mT
+
+
+def in_bytes(device: torch.device) -> bool:
+    """Whether `intersections` multiplies masks of a device as the bytes that they are."""
+    return device.type == "cpu" and not torch.compiler.is_compiling() and _has_byte_products()
 
 
 @cache
