@@ -93,5 +93,5 @@ def test_to_wait_for_a_value_or_to_mix_devices_would_show():
         on_card = torch.zeros(3, device="cuda")
         with pytest.raises(DataDependentOutputException):
             bool(on_card.sum() > 0)
-        with pytest.raises(RuntimeError, match="two .*devices"):
+        with pytest.raises(RuntimeError, match=r"two .*devices"):
             on_card + torch.zeros(3)
