@@ -1,6 +1,6 @@
-"""What runs on CUDA, on tensors that are said to be there and hold nothing: on any machine this shows whether all of
-them are on one device, whether their types go together, and that no value is read and no size depends on one. Copies
-to the host and gradients are not seen here; what the values are, `pytest -m gpu` tells on a card."""
+"""What runs on CUDA, on tensors that are said to be there and hold nothing: on any machine this shows whether devices
+and types go together, that no value is read and no size depends on one, and that what is recorded makes nothing on the
+host. Gradients and copies to the host are not seen here; what the values are, `pytest -m gpu` tells on a card."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sotr.config import SOTRConfig
 from sotr.data import resize_on_device
@@ -39,6 +41,17 @@ def _forget() -> None:
         cached.cache_clear()
 
 
+class NothingOnTheHost(TorchDispatchMode):
+    """In the block no tensor may be made there, for a recording would not copy it again; numbers are part of it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        assert all(each.is_cuda or not each.ndim for each in tree_leaves(result) if isinstance(each, torch.Tensor)), (
+            func
+        )
+        return result
+
+
 def there(network: nn.Module) -> nn.Module:
     """The network, its weights on the pretended card."""
     for module in network.modules():
@@ -59,9 +72,11 @@ def test_a_picture_is_segmented_up_to_its_masks(monkeypatch, dtype):
         there(network)
         picture_HW3 = torch.empty(90, 70, 3, dtype=torch.uint8, device="cuda")
         image_3hw = resize_on_device.preprocess_on_device(picture_HW3.permute(2, 0, 1), (192, 149))
-        predictions = network(nn.functional.pad(image_3hw, (0, 11))[None].repeat(2, 1, 1, 1))
-        for options in (DecodeOptions(), DecodeOptions(nms="mask", max_nms=9), DecodeOptions(min_area_strides=1.0)):
-            found = find(predictions, options, CONFIG)
+        inputs_B3HW = nn.functional.pad(image_3hw, (0, 11))[None].repeat(2, 1, 1, 1)
+        with NothingOnTheHost():
+            predictions = network(inputs_B3HW)
+            for options in (DecodeOptions(), DecodeOptions(nms="mask", max_nms=9), DecodeOptions(min_area_strides=1.0)):
+                found = find(predictions, options, CONFIG)
         assert [each.scores_I.device.type for each in found] == ["cuda", "cuda"]
         for in_logits in (True, False):
             [maps_IWH] = _at_original_size(*found[0][2:], (192, 149), (90, 70), in_logits)

@@ -181,7 +181,7 @@ def _select(
     cells_U, cell_of_I = cells_I, torch.arange(candidates, device=cells_I.device)
     if on_host(scores_I.device):
         cells_U, cell_of_I = cells_I.unique(return_inverse=True)
-    both_II, probabilities, areas = torch.empty(0), [], []
+    both_II, probabilities, areas = scores_I.new_empty(0), [], []
     for chunk in cells_U.split(CANDIDATES_AT_ONCE):
         probability, both_II = _measure(kernels_KD[chunk], features_Ehw, options.threshold_logit)
         probabilities.append(probability)

@@ -77,9 +77,8 @@ def intersections(masks_IL: Tensor) -> Tensor:
     if in_bytes(masks_IL.device) and masks_IL.ndim == 2 and len(masks_IL):
         bytes_IL = masks_IL.view(torch.int8)
         return torch._int_mm(bytes_IL, bytes_IL.T).float()
-    if (
-        masks_IL.is_cuda and masks_IL.ndim == 2 and not torch.compiler.is_compiling()
-    ):  # the same holds of 16 bits and sums of 32
+    # The same holds of 16 bits and sums of 32 on CUDA.
+    if masks_IL.is_cuda and masks_IL.ndim == 2 and not torch.compiler.is_compiling():
         masks = masks_IL.half()
         return torch.mm(masks, masks.T, out_dtype=torch.float32)
     masks = masks_IL.float()
