@@ -98,21 +98,25 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """
     flat_IP = masks_IWH.reshape(len(masks_IWH), -1)
     count, pixels = flat_IP.shape
-    stride = pixels + 1  # a mask's pixels and, before them, its own start
-    size = count * stride + 1
-    # The first run of a mask begins with the mask, every other one where pixels change; the last start only ends a run.
-    starts = np.empty(-(-size // 8) * 8, bool)
-    starts[:size:stride], starts[size:] = True, False
-    changes_IP = starts[: count * stride].reshape(count, stride)[:, 1:]
-    changes_IP[:, 0] = flat_IP[:, 0]
-    np.not_equal(flat_IP[:, 1:], flat_IP[:, :-1], out=changes_IP[:, 1:])
-    # Most groups of eight neighbours hold no start: it is quicker to find those that do, then what is in them.
-    groups = np.flatnonzero(starts.view(np.uint64) != 0)
-    within = np.flatnonzero(starts.reshape(-1, 8)[groups])
-    places = (groups[within // 8] * 8 + within % 8).astype(np.int64, copy=False)
-    offsets = np.searchsorted(places, np.arange(count + 1) * stride)
-    lengths = np.diff(places)
-    lengths[offsets[:-1]] -= 1  # the mask's start is no pixel
+    # A bit per pixel, in words of 64; each mask has at least one bit to spare, which ends its last run.
+    words = pixels // 64 + 1
+    bytes_IY = np.zeros((count, 8 * words), np.uint8)
+    bytes_IY[:, : -(-pixels // 8)] = np.packbits(flat_IP, 1, bitorder="little")
+    # A run starts where a pixel differs from the one before; before the first there is background.
+    inside_IQ = bytes_IY.view("<u8")
+    starts_IQ = inside_IQ << np.uint64(1)
+    starts_IQ[:, 1:] |= inside_IQ[:, :-1] >> np.uint64(63)
+    starts_IQ ^= inside_IQ
+    starts_IQ[:, -1] |= np.uint64(1) << np.uint64(pixels % 64)
+    # Most bytes hold no start: it is quicker to find those that do, then what is in them.
+    starts = starts_IQ.reshape(-1).view(np.uint8)
+    filled = np.flatnonzero(starts != 0)
+    within = np.flatnonzero(np.unpackbits(starts[filled], bitorder="little").view(bool))
+    places = (filled[within >> 3] * 8 + (within & 7)).astype(np.int64, copy=False)
+    firsts = np.arange(count + 1) * (64 * words)
+    offsets = np.searchsorted(places, firsts)
+    lengths = np.diff(places, prepend=0)
+    lengths[offsets[:-1]] = places[offsets[:-1]] - firsts[:-1]
     return lengths, offsets
 
 
