@@ -165,7 +165,7 @@ def _select(
     if not (features_Ehw.is_cuda and features_Ehw.dtype in (torch.float16, torch.bfloat16)):
         kernels_KD, features_Ehw = kernels_KD.float(), features_Ehw.float()
     # Top-k has a fixed size; those that pass the threshold come first.
-    scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
+    scores_I, index_I = _best(scores_KM, options.max_candidates)
     passing_I = scores_I > options.cell_threshold
     if on_host(scores_I.device):
         count = int(passing_I.sum())
@@ -200,7 +200,7 @@ def _select(
     labels_I, kernels_ID = labels_I[order], kernels_KD[cells_I[order]]
     if len(areas) == 1:
         cell_of_I = cell_of_I[order]
-        iou_II = overlaps(both_II)[cell_of_I][:, cell_of_I]
+        iou_II = overlaps(both_II).index_select(0, cell_of_I).index_select(1, cell_of_I)
     else:  # only now it is known whose overlaps are needed
         iou_II = overlaps(_measure(kernels_ID, features_Ehw, options.threshold_logit)[1])
     if options.nms == "mask":
@@ -210,6 +210,18 @@ def _select(
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
     return Found(scores_I, labels_I[best], kernels_ID[best], features_Ehw)
+
+
+def _best(scores_KM: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best scores, falling, and their places among all K M; fewer if there are fewer.
+
+    No more cells than scores are asked for can hold them, those whose best class is best: few are sorted.
+    """
+    cells_C = scores_KM.amax(1).topk(min(count, len(scores_KM))).indices.sort().values
+    scores_CM = scores_KM.index_select(0, cells_C)
+    scores_I, index_I = scores_CM.flatten().topk(min(count, scores_CM.numel()))
+    num_classes = scores_KM.shape[1]
+    return scores_I, cells_C[index_I // num_classes] * num_classes + index_I % num_classes
 
 
 def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> tuple[Tensor, Tensor]:
