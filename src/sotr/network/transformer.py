@@ -27,7 +27,7 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, width: int, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
         self.conv1 = convolution(width, width, 3, padding=1)
-        self.activation = nn.LeakyReLU()
+        self.activation = nn.LeakyReLU(inplace=True)  # its gradient needs only what it gives, as conv2 does
         self.conv2 = convolution(width, width, 3, padding=1)
         # The branch has no normalisation of its own: starting it at zero keeps a deep stack's signal at its scale.
         for parameter in self.conv2.parameters():
