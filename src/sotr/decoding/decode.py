@@ -147,6 +147,18 @@ def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
     return torch.cat(levels, 1)
 
 
+def best_scores(scores_KM: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best scores, falling, and their places among all K M; fewer if there are fewer.
+
+    No more cells than scores are asked for can hold them, those whose best class is best: few are sorted.
+    """
+    cells_C = scores_KM.amax(1).topk(min(count, len(scores_KM))).indices.sort().values
+    scores_CM = scores_KM.index_select(0, cells_C)
+    scores_I, index_I = scores_CM.flatten().topk(min(count, scores_CM.numel()))
+    num_classes = scores_KM.shape[1]
+    return scores_I, cells_C[index_I // num_classes] * num_classes + index_I % num_classes
+
+
 def on_host(device: torch.device) -> bool:
     """Whether the host reads numbers and masks for nothing. Then candidates are counted before their masks are made,
     which saves masks, and NumPy compresses those.
@@ -165,7 +177,7 @@ def _select(
     if not (features_Ehw.is_cuda and features_Ehw.dtype in (torch.float16, torch.bfloat16)):
         kernels_KD, features_Ehw = kernels_KD.float(), features_Ehw.float()
     # Top-k has a fixed size; those that pass the threshold come first.
-    scores_I, index_I = _best(scores_KM, options.max_candidates)
+    scores_I, index_I = best_scores(scores_KM, options.max_candidates)
     passing_I = scores_I > options.cell_threshold
     if on_host(scores_I.device):
         count = int(passing_I.sum())
@@ -210,18 +222,6 @@ def _select(
 
     scores_I, best = scores_I.sort(descending=True, stable=True)
     return Found(scores_I, labels_I[best], kernels_ID[best], features_Ehw)
-
-
-def _best(scores_KM: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best scores, falling, and their places among all K M; fewer if there are fewer.
-
-    No more cells than scores are asked for can hold them, those whose best class is best: few are sorted.
-    """
-    cells_C = scores_KM.amax(1).topk(min(count, len(scores_KM))).indices.sort().values
-    scores_CM = scores_KM.index_select(0, cells_C)
-    scores_I, index_I = scores_CM.flatten().topk(min(count, scores_CM.numel()))
-    num_classes = scores_KM.shape[1]
-    return scores_I, cells_C[index_I // num_classes] * num_classes + index_I % num_classes
 
 
 def _measure(kernels_ID: Tensor, features_Ehw: Tensor, threshold_logit: float) -> tuple[Tensor, Tensor]:
