@@ -98,7 +98,7 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """
     flat_IP = masks_IWH.reshape(len(masks_IWH), -1)
     count, pixels = flat_IP.shape
-    # A bit per pixel, in words of 64; each mask has at least one bit to spare, which ends its last run.
+    # A bit per pixel, Y bytes or Q words of 64 a mask; each has at least one bit to spare, which ends its last run.
     words = pixels // 64 + 1
     bytes_IY = np.zeros((count, 8 * words), np.uint8)
     bytes_IY[:, : -(-pixels // 8)] = np.packbits(flat_IP, 1, bitorder="little")

@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sotr.benchmarks.attention import saved_bytes
 from sotr.config import SOTRConfig
-from sotr.network.transformer import LAYERS, Transformer
+from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer
 from sotr.training.module import attention_for
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano"), width=32, heads=4, depth=3)
@@ -65,6 +66,12 @@ def test_layers_equal_the_plain_formula(transformer):
     x = torch.randn(2, 4, 5, CONFIG.width, dtype=torch.float64)
     for layer in transformer.layers:
         torch.testing.assert_close(layer(x), plain_layer(layer, x), rtol=1e-10, atol=1e-10)
+
+
+def test_convolutions_keep_two_maps_for_the_gradient():
+    block = ConvolutionBlock(8)
+    x_BNNC = torch.randn(1, 6, 5, 8, requires_grad=True)
+    assert saved_bytes(lambda: block(x_BNNC), block) == 2 * x_BNNC.numel() * 4
 
 
 @pytest.mark.gpu

@@ -152,11 +152,11 @@ def best_scores(scores_KM: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     No more cells than scores are asked for can hold them, those whose best class is best: few are sorted.
     """
-    cells_C = scores_KM.amax(1).topk(min(count, len(scores_KM))).indices.sort().values
-    scores_CM = scores_KM.index_select(0, cells_C)
-    scores_I, index_I = scores_CM.flatten().topk(min(count, scores_CM.numel()))
+    cells_J = scores_KM.amax(1).topk(min(count, len(scores_KM)), sorted=False).indices
+    scores_JM = scores_KM.index_select(0, cells_J)
+    scores_I, index_I = scores_JM.flatten().topk(min(count, scores_JM.numel()))
     num_classes = scores_KM.shape[1]
-    return scores_I, cells_C[index_I // num_classes] * num_classes + index_I % num_classes
+    return scores_I, cells_J[index_I // num_classes] * num_classes + index_I % num_classes
 
 
 def on_host(device: torch.device) -> bool:
