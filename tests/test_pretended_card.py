@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from sotr.config import SOTRConfig
 from sotr.data import resize_on_device
 from sotr.decoding import DecodeOptions, find, resize
-from sotr.decoding.decode import _at_original_size
+from sotr.decoding.decode import _logits
+from sotr.decoding.resize import to_picture
 from sotr.learning.assignment import Assignment
 from sotr.learning.losses import LossOptions, sotr_losses
 from sotr.learning.targets import Targets
@@ -37,7 +38,7 @@ def card() -> Iterator[None]:
 
 
 def _forget() -> None:
-    for cached in (resize._repeated, resize._taps, resize_on_device._taps, resize_on_device._normalised):
+    for cached in (resize._repeated, resize.taps_of, resize_on_device._taps, resize_on_device._normalised):
         cached.cache_clear()
 
 
@@ -78,9 +79,8 @@ def test_a_picture_is_segmented_up_to_its_masks(monkeypatch, dtype):
             for options in (DecodeOptions(), DecodeOptions(nms="mask", max_nms=9), DecodeOptions(min_area_strides=1.0)):
                 found = find(predictions, options, CONFIG)
         assert [each.scores_I.device.type for each in found] == ["cuda", "cuda"]
-        for in_logits in (True, False):
-            [maps_IWH] = _at_original_size(*found[0][2:], (192, 149), (90, 70), in_logits)
-            assert (maps_IWH.shape[1:], maps_IWH.device.type) == ((70, 90), "cuda")
+        maps_IWH = to_picture(_logits(*found[0][2:]), (192, 160), (192, 149), (90, 70))
+        assert (maps_IWH.shape[1:], maps_IWH.device.type) == ((70, 90), "cuda")
 
 
 @pytest.mark.parametrize("options", [LossOptions(), LossOptions(points=12), LossOptions(mask_stride=2)])

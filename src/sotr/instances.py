@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import ArrayLike, NDArray
 
 from sotr.errors import SOTRError
-from sotr.rle import Ints, encode_counts, mask_counts
+from sotr.rle import Runs, encode_counts, mask_runs, runs_to_counts
 
 if TYPE_CHECKING:
     import supervision
@@ -307,13 +307,13 @@ def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
         return []
     inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
     # No copy is made of masks that lie in memory column by column.
-    counts = mask_counts(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
-    return encoded(*counts, (masks_IHW.shape[1], masks_IHW.shape[2]))
+    runs = mask_runs(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
+    return encoded(runs, (masks_IHW.shape[1], masks_IHW.shape[2]))
 
 
-def encoded(counts: Ints, offsets: Ints, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO compressed RLEs of masks of `size` (H, W), given what `sotr.rle.mask_counts` gave."""
-    return [{"size": list(size), "counts": text} for text in encode_counts(counts, offsets)]
+def encoded(runs: Runs, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO compressed RLEs of masks of `size` (H, W), given their runs."""
+    return [{"size": list(size), "counts": text} for text in encode_counts(*runs_to_counts(runs, size[0] * size[1]))]
 
 
 def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:

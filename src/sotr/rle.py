@@ -87,14 +87,11 @@ def decode_counts(text: NDArray[np.uint8], lengths: Ints) -> tuple[Ints, Ints]:
     return values, offsets
 
 
-def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Run lengths of dense masks that lie in memory column by column.
+def mask_runs(masks_IWH: NDArray[np.bool_]) -> Runs:
+    """Runs of dense masks that lie in memory column by column.
 
     Args:
         masks_IWH: I masks, I x width x height, of at least one pixel.
-
-    Returns:
-        The run lengths of all masks, joined, and the offsets (I + 1) of each mask's own.
     """
     flat_IP = masks_IWH.reshape(len(masks_IWH), -1)
     count, pixels = flat_IP.shape
@@ -102,48 +99,68 @@ def mask_counts(masks_IWH: NDArray[np.bool_]) -> tuple[Ints, Ints]:
     words = pixels // 64 + 1
     bytes_IY = np.zeros((count, 8 * words), np.uint8)
     bytes_IY[:, : -(-pixels // 8)] = np.packbits(flat_IP, 1, bitorder="little")
-    # A run starts where a pixel differs from the one before; before the first there is background.
+    # A run starts or ends where a pixel differs from the one before; before the first there is background.
     inside_IQ = bytes_IY.view("<u8")
-    starts_IQ = inside_IQ << np.uint64(1)
-    starts_IQ[:, 1:] |= inside_IQ[:, :-1] >> np.uint64(63)
-    starts_IQ ^= inside_IQ
-    starts_IQ[:, -1] |= np.uint64(1) << np.uint64(pixels % 64)
-    # Most bytes hold no start: it is quicker to find those that do, then what is in them.
-    starts = starts_IQ.reshape(-1).view(np.uint8)
-    filled = np.flatnonzero(starts != 0)
-    within = np.flatnonzero(np.unpackbits(starts[filled], bitorder="little").view(bool))
+    edges_IQ = inside_IQ << np.uint64(1)
+    edges_IQ[:, 1:] |= inside_IQ[:, :-1] >> np.uint64(63)
+    edges_IQ ^= inside_IQ
+    # Most bytes hold no edge: it is quicker to find those that do, then what is in them.
+    edges = edges_IQ.reshape(-1).view(np.uint8)
+    filled = np.flatnonzero(edges != 0)
+    within = np.flatnonzero(np.unpackbits(edges[filled], bitorder="little").view(bool))
     places = (filled[within >> 3] * 8 + (within & 7)).astype(np.int64, copy=False)
     firsts = np.arange(count + 1) * (64 * words)
-    offsets = np.searchsorted(places, firsts)
-    lengths = np.diff(places, prepend=0)
-    lengths[offsets[:-1]] = places[offsets[:-1]] - firsts[:-1]
-    return lengths, offsets
+    offsets = np.searchsorted(places, firsts) // 2
+    before = np.repeat(firsts[:-1], np.diff(offsets))
+    return Runs(places[::2] - before, places[1::2] - before, offsets, np.full(count, masks_IWH.shape[2], np.int64))
 
 
-def joined_counts(counts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """What `mask_counts` gave of some masks after others, as if it had been given all at once."""
-    sizes = np.concatenate([np.diff(offsets) for _, offsets in counts])
-    return np.concatenate([lengths for lengths, _ in counts]), np.concatenate(([0], np.cumsum(sizes)))
+def moved(runs: Runs, lefts_I: Ints, tops_I: Ints, height: int) -> Runs:
+    """The same masks in pictures of that height, each so far from its left and top.
+
+    No run may go on from one column to the next, unless columns stay as high as they are.
+    """
+    sizes = np.diff(runs.offsets)
+    higher = bool((runs.heights_I != height).any())
+    if not (higher or lefts_I.any() or tops_I.any()):
+        return runs
+    shift = np.repeat(lefts_I * height + tops_I, sizes)
+    if higher:
+        old = np.repeat(runs.heights_I, sizes)
+        shift += runs.starts // old * (height - old)
+    return Runs(runs.starts + shift, runs.ends + shift, runs.offsets, np.full(len(runs), height, np.int64))
 
 
-def boxes_of_counts(counts: Ints, offsets: Ints, rows_IH: NDArray[np.bool_], width: int) -> Ints:
-    """Tight boxes of masks whose run lengths `mask_counts` gave.
+def joined(pieces: Sequence[Runs]) -> Runs:
+    """The masks of all pieces, one piece after the other."""
+    sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
+    return Runs(
+        np.concatenate([piece.starts for piece in pieces]),
+        np.concatenate([piece.ends for piece in pieces]),
+        np.concatenate(([0], np.cumsum(sizes))),
+        np.concatenate([piece.heights_I for piece in pieces]),
+    )
 
-    Args:
-        counts: the run lengths.
-        offsets: of each mask's own.
-        rows_IH: whether a row holds pixels; runs tell of columns alone without looking at each.
-        width: of the masks.
+
+def runs_to_counts(runs: Runs, pixels: int) -> tuple[Ints, Ints]:
+    """Run lengths, background first, of masks of so many pixels each.
 
     Returns:
-        I x 4, xyxy in pixels, half-open; zeros for a mask without pixels.
+        The run lengths of all masks, joined, and the offsets (I + 1) of each mask's own.
     """
-    height, first, last = rows_IH.shape[1], offsets[:-1], offsets[1:] - 1
-    left = counts[first] // height
-    after = np.where((last - first) % 2 == 0, counts[last], 0)  # a mask's last run may be background
-    right = width - after // height
-    top, bottom = rows_IH.argmax(1), height - rows_IH[:, ::-1].argmax(1)
-    return np.where(np.any(rows_IH, 1, keepdims=True), np.stack([left, top, right, bottom], 1), 0)
+    counts = np.empty(2 * len(runs.starts), np.int64)
+    counts[:1] = runs.starts[:1]
+    np.subtract(runs.starts[1:], runs.ends[:-1], out=counts[2::2])
+    np.subtract(runs.ends, runs.starts, out=counts[1::2])
+    first, after = runs.offsets[:-1], runs.offsets[1:]
+    filled = first < after
+    counts[2 * first[filled]] = runs.starts[first[filled]]
+    rest_I = np.full(len(runs), pixels, np.int64)
+    rest_I[filled] -= runs.ends[after[filled] - 1]
+    # The last run of a mask is background, unless its last pixel is inside.
+    ends_outside = rest_I > 0
+    counts = np.insert(counts, 2 * after[ends_outside], rest_I[ends_outside])
+    return counts, 2 * runs.offsets + np.concatenate(([0], np.cumsum(ends_outside)))
 
 
 def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
@@ -225,15 +242,17 @@ def boxes(runs: Runs) -> Ints:
     if not filled.any():
         return out
     first = runs.offsets[:-1][filled]
-    heights = np.repeat(runs.heights_I, np.diff(runs.offsets))
-    left, top = np.divmod(runs.starts, heights)
-    right, bottom = np.divmod(runs.ends - 1, heights)
-    wraps = left != right
-    top, bottom = np.where(wraps, 0, top), np.where(wraps, heights - 1, bottom)
+    alike = (runs.heights_I == runs.heights_I[0]).all()  # to divide by one number is several times as fast
+    heights = runs.heights_I[0] if alike else np.repeat(runs.heights_I, np.diff(runs.offsets))
+    left = runs.starts // heights
+    top = runs.starts - left * heights
+    bottom = top + (runs.ends - runs.starts)
+    last = runs.offsets[1:][filled] - 1
     out[filled, 0] = left[first]
-    out[filled, 1] = np.minimum.reduceat(top, first)
-    out[filled, 2] = right[runs.offsets[1:][filled] - 1] + 1
-    out[filled, 3] = np.maximum.reduceat(bottom, first) + 1
+    # A run that goes on in the next column has pixels in the first row and the last.
+    out[filled, 1] = np.minimum.reduceat(np.where(bottom > heights, 0, top), first)
+    out[filled, 2] = (runs.ends[last] - 1) // runs.heights_I[filled] + 1
+    out[filled, 3] = np.minimum(np.maximum.reduceat(bottom, first), runs.heights_I[filled])
     return out
 
 

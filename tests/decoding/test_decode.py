@@ -125,8 +125,8 @@ def test_chunks_change_nothing(monkeypatch):
         [(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(36)]
     )
     (whole,) = run(predictions, original=(90, 130), points_nms=False)
-    for name in ("HELD_PIXELS", "CACHED_PIXELS"):
-        monkeypatch.setattr(sys.modules["sotr.decoding.decode"], name, 1)
+    for place, name in (("decode", "HELD_PIXELS"), ("rle_on_host", "CACHED_PIXELS"), ("rle_on_host", "RUNS_AT_ONCE")):
+        monkeypatch.setattr(sys.modules[f"sotr.decoding.{place}"], name, 1)
     (chunked,) = run(predictions, original=(90, 130), points_nms=False)
     assert len(whole) > 5
     assert whole.rles == chunked.rles

@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as coco_mask
 from torch.nn import functional as F
 
 from sotr.config import SOTRConfig
-from sotr.decoding import DecodeOptions, decode
+from sotr.decoding import DecodeOptions, decode, rle_on_host
 from sotr.decoding.decode import LEVEL_STRIDES, points_nms
 from sotr.decoding.matrix_nms import intersections, mask_iou, mask_nms, matrix_nms
 from sotr.network import DensePredictions, mask_logits
@@ -103,13 +103,9 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
     names, ids = ("a", "b", "c"), (1, 2, 3)
     for small in (False, True):
         if small:  # every kind of piece is small, so that there are many of each
-            for name, value in {
-                "CANDIDATES_AT_ONCE": 7,
-                "LOGITS_AT_ONCE": 500,
-                "BANDS_AT_ONCE": 5,
-                "CACHED_PIXELS": 9000,
-            }.items():
+            for name, value in {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "BANDS_AT_ONCE": 5}.items():
                 monkeypatch.setattr(DECODE, name, value)
+            monkeypatch.setattr(rle_on_host, "CACHED_PIXELS", 9000)
         found = decode(dense, [IMAGE] * 2, [ORIGINAL] * 2, options, config=CONFIG, class_names=names, category_ids=ids)
         for picture, instances in enumerate(found):
             expected = plain_decode(*(tensor[picture] for tensor in dense), options)

@@ -7,19 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sotr.decoding.rle_on_device import compress, to_host
-from sotr.rle import boxes_of_counts, encode_counts, mask_counts
+from sotr.rle import boxes, encode_counts, mask_runs, runs_to_counts
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def check(masks_IWH, device="cpu"):
-    counts = mask_counts(masks_IWH)
+    runs = mask_runs(masks_IWH)
     found = compress(torch.from_numpy(masks_IWH).to(device))
-    assert found.texts == encode_counts(*counts)
+    assert found.texts == encode_counts(*runs_to_counts(runs, masks_IWH[0].size))
     assert found.boxes_I4.dtype == np.int64
-    np.testing.assert_array_equal(
-        found.boxes_I4, boxes_of_counts(*counts, masks_IWH.any(1), masks_IWH.shape[1]).reshape(-1, 4)
-    )
+    np.testing.assert_array_equal(found.boxes_I4, boxes(runs))
     return found
 
 

@@ -1,6 +1,6 @@
 """From dense predictions to objects."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +13,14 @@ from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import in_bytes, intersections, mask_nms, matrix_nms, overlaps
 from sotr.decoding.resize import to_picture
 from sotr.decoding.rle_on_device import compress, to_host
-from sotr.instances import Instances, encoded
+from sotr.decoding.rle_on_host import compress_on_host
+from sotr.instances import Instances
 from sotr.network import DensePredictions, mask_logits
 from sotr.network.onednn import product
-from sotr.rle import Ints, boxes_of_counts, encode_counts, joined_counts, mask_counts
+from sotr.rle import Ints, encode_counts
 
 UPSAMPLED_PIXELS = 64_000_000
 """Mask pixels that are upsampled at the same time on a GPU; bounds memory whatever the number of objects."""
-
-CACHED_PIXELS = 1_000_000
-"""The same on a CPU, where what stays in its cache takes half the time."""
 
 HELD_PIXELS = 16_000_000
 """Mask pixels of the features' resolution that are held at the same time."""
@@ -276,43 +274,20 @@ def _rles(
     options: DecodeOptions,
 ) -> tuple[list[dict[str, Any]], Ints]:
     """Make masks, resize them to the original picture, threshold and compress them; and their boxes (I, 4), xyxy."""
-    if not len(kernels_ID):
-        return [], np.zeros((0, 4), np.int64)
+    h, w = features_Ehw.shape[1:]
+    sizes = (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    maps = _at_original_size(kernels_ID, features_Ehw, image_size, original_size, in_logits)
-    if on_host(features_Ehw.device):
-        return _compress_on_host(maps, level, original_size)
-    pieces = [compress(maps_IWH > level) for maps_IWH in maps]
-    texts = [text for piece in pieces for text in piece.texts]
-    boxes_I4 = np.concatenate([piece.boxes_I4 for piece in pieces])
-    return [{"size": list(original_size), "counts": text} for text in texts], boxes_I4
-
-
-def _at_original_size(
-    kernels_ID: Tensor,
-    features_Ehw: Tensor,
-    image_size: tuple[int, int],
-    original_size: tuple[int, int],
-    in_logits: bool,
-) -> Iterator[Tensor]:
-    """Logits or probabilities of some masks after others, (I, W, H)."""
-    h, w = features_Ehw.shape[1:]
-    pixels = CACHED_PIXELS if features_Ehw.device.type == "cpu" else UPSAMPLED_PIXELS
-    at_once = max(1, pixels // (original_size[0] * original_size[1]))
-    for kernels in kernels_ID.split(HELD_PIXELS // (h * w) + 1):
-        for maps_Ihw in _logits(kernels, features_Ehw).split(at_once):
-            maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid()
-            yield to_picture(maps_Ihw, (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size)
-
-
-def _compress_on_host(
-    maps: Iterable[Tensor], level: float, original_size: tuple[int, int]
-) -> tuple[list[dict[str, Any]], Ints]:
-    pieces, rows = [], []
-    for maps_IWH in maps:
-        dense_IWH = maps_IWH.gt_(level).bool().cpu().numpy()
-        pieces.append(mask_counts(dense_IWH))
-        rows.append(dense_IWH.any(1))
-    counts = joined_counts(pieces)
-    return encoded(*counts, original_size), boxes_of_counts(*counts, np.concatenate(rows), original_size[1])
+    texts: list[str] = []
+    boxes = [np.zeros((0, 4), np.int64)]
+    for kernels in kernels_ID.split(HELD_PIXELS // (h * w) + 1) if len(kernels_ID) else ():
+        maps_Ihw = _logits(kernels, features_Ehw)
+        maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid_()
+        if on_host(features_Ehw.device):
+            pieces = [compress_on_host(maps_Ihw.cpu(), level, *sizes)]
+        else:
+            parts = maps_Ihw.split(max(1, UPSAMPLED_PIXELS // (original_size[0] * original_size[1])))
+            pieces = [compress(to_picture(part_Ihw, *sizes) > level) for part_Ihw in parts]
+        texts += [text for piece in pieces for text in piece.texts]
+        boxes += [piece.boxes_I4 for piece in pieces]
+    return [{"size": list(original_size), "counts": text} for text in texts], np.concatenate(boxes)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from sotr.rle import Ints
+
 Size = tuple[int, int]
 """Height and width."""
 
@@ -27,7 +29,27 @@ class Taps(NamedTuple):
     firsts: Tensor
 
 
-def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_size: Size) -> Tensor:
+class Windows(NamedTuple):
+    """A part of the picture for each of some masks, all of one size.
+
+    Attributes:
+        masks_I: which masks, rising.
+        tops_I: the first row of each one's part.
+        lefts_I: its first column.
+        height: of every part.
+        width: of every part.
+    """
+
+    masks_I: Ints
+    tops_I: Ints
+    lefts_I: Ints
+    height: int
+    width: int
+
+
+def to_picture(
+    maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_size: Size, windows: Windows | None = None
+) -> Tensor:
     """Resize maps to the network's input, cut off its padding, and resize what is left to the picture.
 
     Both resizes are bilinear between pixel centres and so linear along each axis: along each they are one sum of two or
@@ -38,29 +60,42 @@ def to_picture(maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_s
         padded_size: of the network's input.
         image_size: of the part of it that is picture, at its top left.
         original_size: of the picture's file.
+        windows: the masks and the parts of the picture that are wanted; by default all of each.
 
     Returns:
-        (I, W, H) of the original size: column by column, as masks are compressed.
+        (I, W, H) of the original size, or of the windows': column by column, as masks are compressed.
     """
-    sizes = zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)
-    rows, columns = [_repeated(len(maps_Ihw), *along, maps_Ihw.device) for along in sizes]
-    maps_IHw = _resample(maps_Ihw, rows)
-    return _resample(maps_IHw.transpose(1, 2), columns)
+    h, w = maps_Ihw.shape[1:]
+    along_h, along_w = zip((h, w), padded_size, image_size, original_size, strict=True)
+    if windows is None or _are_whole(windows, original_size):
+        first, count = (0, len(maps_Ihw)) if windows is None else (int(windows.masks_I[0]), len(windows.masks_I))
+        maps_Ihw = maps_Ihw[first : first + count]
+        rows, columns = [_repeated(count, *along, maps_Ihw.device) for along in (along_h, along_w)]
+    else:
+        count = len(windows.masks_I)
+        rows = _cut(taps_of(*along_h, maps_Ihw.device), windows.tops_I, windows.height, windows.masks_I * h)
+        columns = _cut(taps_of(*along_w, maps_Ihw.device), windows.lefts_I, windows.width, np.arange(count) * w)
+    maps_IHw = _resample(maps_Ihw.flatten(0, 1), rows).view(count, -1, w)
+    columns_IwH = maps_IHw.transpose(1, 2)
+    return _resample(columns_IwH.flatten(0, 1), columns).view(count, -1, columns_IwH.shape[2])
 
 
-def _resample(lines_ISC: Tensor, taps: Taps) -> Tensor:
-    """I maps of S lines each -> (I, L, C), sums of lines."""
-    count, lines, channels = lines_ISC.shape
+def _are_whole(windows: Windows, size: Size) -> bool:
+    """Whether windows hold all of a picture of this size, of masks that follow one another."""
+    span = int(windows.masks_I[-1] - windows.masks_I[0]) + 1
+    return (windows.height, windows.width, span) == (*size, len(windows.masks_I))
+
+
+def _resample(table_SC: Tensor, taps: Taps) -> Tensor:
+    """S lines -> (L, C), sums of lines."""
     # A weighted sum of a few rows of a table is what this kernel is made for, vectorised along the rows.
-    table = lines_ISC.reshape(count * lines, channels)
-    sums = F.embedding_bag(taps.lines, table, taps.firsts, per_sample_weights=taps.shares, mode="sum")
-    return sums.view(count, -1, channels)
+    return F.embedding_bag(taps.lines, table_SC, taps.firsts, per_sample_weights=taps.shares, mode="sum")
 
 
 @lru_cache(maxsize=64)
 def _repeated(count: int, features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
     """Of so many maps along one axis, for these sizes; kept, for the next maps are often as many and of the same."""
-    taps = _taps(features, padded, image, original, device)
+    taps = taps_of(features, padded, image, original, device)
     map_I1 = torch.arange(count, device=device)[:, None]
     return Taps(
         (taps.lines + map_I1 * features).flatten(),
@@ -69,8 +104,25 @@ def _repeated(count: int, features: int, padded: int, image: int, original: int,
     )
 
 
+def _cut(taps: Taps, starts_I: Ints, length: int, offsets_I: Ints) -> Taps:
+    """Of I maps so many new lines each, from a start on; the old lines of each map begin at an offset."""
+    device = taps.lines.device
+    firsts, total = taps.firsts.cpu().numpy(), len(taps.lines)
+    begins_I = firsts[starts_I]
+    # What the new lines of a map take follows one another, so that it is one piece of all.
+    sizes_I = np.append(firsts, total)[starts_I + length] - begins_I
+    before_I = np.cumsum(sizes_I) - sizes_I
+    places = torch.from_numpy(np.arange(sizes_I.sum()) + np.repeat(begins_I - before_I, sizes_I)).to(device)
+    firsts_IL = firsts[starts_I[:, None] + np.arange(length)] + (before_I - begins_I)[:, None]
+    return Taps(
+        taps.lines[places] + torch.from_numpy(np.repeat(offsets_I, sizes_I)).to(device),
+        taps.shares[places],
+        torch.from_numpy(firsts_IL.flatten()).to(device),
+    )
+
+
 @lru_cache(maxsize=64)
-def _taps(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
+def taps_of(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
     """Along one axis, for these sizes; kept, for the next picture is often of the same."""
     outer_L2, outer_shares_L2 = _bilinear(image, original)
     inner_S2, inner_shares_S2 = _bilinear(features, padded)

@@ -1,0 +1,47 @@
+"""Compressing masks by the parts of the picture that they fill, against compressing whole masks."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sotr.decoding import rle_on_host
+from sotr.decoding.resize import to_picture
+from sotr.decoding.rle_on_device import compress
+from sotr.decoding.rle_on_host import compress_on_host
+from tests.decoding.test_windows import blobs, sizes, to_input
+
+
+@given(count=st.integers(1, 12), **sizes, level=st.sampled_from([0.0, 0.4, -0.2]))
+@settings(max_examples=100, deadline=None)
+def test_equals_whole_masks(count, features, cut, original, level):
+    maps_Ihw = blobs(count, *features, seed=count)
+    along = (*to_input(features, cut), original)
+    found = compress_on_host(maps_Ihw, level, *along)
+    expected = compress(to_picture(maps_Ihw, *along) > level)
+    assert found.texts == expected.texts
+    np.testing.assert_array_equal(found.boxes_I4, expected.boxes_I4)
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_however_much_is_done_at_once(monkeypatch, at_once):
+    maps_Ihw = blobs(20, 30, 40, seed=0)
+    along = (120, 160), (117, 151), (90, 130)
+    expected = compress_on_host(maps_Ihw, 0.0, *along)
+    assert len(set(expected.texts)) > 9
+    monkeypatch.setattr(rle_on_host, "CACHED_PIXELS", at_once * 1000)
+    monkeypatch.setattr(rle_on_host, "RUNS_AT_ONCE", at_once)
+    found = compress_on_host(maps_Ihw, 0.0, *along)
+    assert found.texts == expected.texts
+    np.testing.assert_array_equal(found.boxes_I4, expected.boxes_I4)
+
+
+def test_small_objects_of_a_large_picture_take_little_memory():
+    """Whole masks of this picture would be 24 GB of floats."""
+    maps_Ihw = torch.full((100, 200, 300), -1.0)
+    for i in range(100):
+        maps_Ihw[i, 2 * i : 2 * i + 5, 3 * i : 3 * i + 5] = 1.0
+    found = compress_on_host(maps_Ihw, 0.0, (800, 1200), (800, 1200), (6400, 9600))
+    # Features are 32 pixels of the picture; half of one to either side belongs to the mask.
+    assert found.boxes_I4[1].tolist() == [3 * 32, 2 * 32, 8 * 32, 7 * 32]
