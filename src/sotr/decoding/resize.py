@@ -67,23 +67,18 @@ def to_picture(
     """
     h, w = maps_Ihw.shape[1:]
     along_h, along_w = zip((h, w), padded_size, image_size, original_size, strict=True)
-    if windows is None or _are_whole(windows, original_size):
-        first, count = (0, len(maps_Ihw)) if windows is None else (int(windows.masks_I[0]), len(windows.masks_I))
-        maps_Ihw = maps_Ihw[first : first + count]
+    count = len(maps_Ihw) if windows is None else len(windows.masks_I)
+    if windows is None or (windows.height, windows.width) == original_size:
         rows, columns = [_repeated(count, *along, maps_Ihw.device) for along in (along_h, along_w)]
+        if windows is not None:  # of masks that need not follow one another
+            further_I = torch.from_numpy(windows.masks_I - np.arange(count)).to(maps_Ihw.device) * h
+            rows = rows._replace(lines=(rows.lines.view(count, -1) + further_I[:, None]).flatten())
     else:
-        count = len(windows.masks_I)
         rows = _cut(taps_of(*along_h, maps_Ihw.device), windows.tops_I, windows.height, windows.masks_I * h)
         columns = _cut(taps_of(*along_w, maps_Ihw.device), windows.lefts_I, windows.width, np.arange(count) * w)
     maps_IHw = _resample(maps_Ihw.flatten(0, 1), rows).view(count, -1, w)
     columns_IwH = maps_IHw.transpose(1, 2)
     return _resample(columns_IwH.flatten(0, 1), columns).view(count, -1, columns_IwH.shape[2])
-
-
-def _are_whole(windows: Windows, size: Size) -> bool:
-    """Whether windows hold all of a picture of this size, of masks that follow one another."""
-    span = int(windows.masks_I[-1] - windows.masks_I[0]) + 1
-    return (windows.height, windows.width, span) == (*size, len(windows.masks_I))
 
 
 def _resample(table_SC: Tensor, taps: Taps) -> Tensor:
