@@ -110,9 +110,9 @@ def mask_runs(masks_IWH: NDArray[np.bool_]) -> Runs:
     within = np.flatnonzero(np.unpackbits(edges[filled], bitorder="little").view(bool))
     places = (filled[within >> 3] * 8 + (within & 7)).astype(np.int64, copy=False)
     firsts = np.arange(count + 1) * (64 * words)
-    offsets = np.searchsorted(places, firsts) // 2
-    before = np.repeat(firsts[:-1], np.diff(offsets))
-    return Runs(places[::2] - before, places[1::2] - before, offsets, np.full(count, masks_IWH.shape[2], np.int64))
+    offsets = np.searchsorted(places, firsts)
+    places -= np.repeat(firsts[:-1], np.diff(offsets))
+    return Runs(places[::2], places[1::2], offsets // 2, np.full(count, masks_IWH.shape[2], np.int64))
 
 
 def moved(runs: Runs, lefts_I: Ints, tops_I: Ints, height: int) -> Runs:
@@ -133,6 +133,8 @@ def moved(runs: Runs, lefts_I: Ints, tops_I: Ints, height: int) -> Runs:
 
 def joined(pieces: Sequence[Runs]) -> Runs:
     """The masks of all pieces, one piece after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
     sizes = np.concatenate([np.diff(piece.offsets) for piece in pieces])
     return Runs(
         np.concatenate([piece.starts for piece in pieces]),

@@ -70,9 +70,12 @@ def to_picture(
     count = len(maps_Ihw) if windows is None else len(windows.masks_I)
     if windows is None or (windows.height, windows.width) == original_size:
         rows, columns = [_repeated(count, *along, maps_Ihw.device) for along in (along_h, along_w)]
-        if windows is not None:  # of masks that need not follow one another
-            further_I = torch.from_numpy(windows.masks_I - np.arange(count)).to(maps_Ihw.device) * h
-            rows = rows._replace(lines=(rows.lines.view(count, -1) + further_I[:, None]).flatten())
+        if windows is not None:
+            maps_Ihw = maps_Ihw[windows.masks_I[0] :]
+            further_I = windows.masks_I - windows.masks_I[0] - np.arange(count)
+            if further_I.any():  # masks that do not follow one another
+                further = torch.from_numpy(further_I * h).to(maps_Ihw.device)
+                rows = rows._replace(lines=(rows.lines.view(count, -1) + further[:, None]).flatten())
     else:
         rows = _cut(taps_of(*along_h, maps_Ihw.device), windows.tops_I, windows.height, windows.masks_I * h)
         columns = _cut(taps_of(*along_w, maps_Ihw.device), windows.lefts_I, windows.width, np.arange(count) * w)

@@ -14,7 +14,7 @@ from sotr.rle import Runs, encode_counts, joined, mask_runs, moved, runs_to_coun
 CACHED_PIXELS = 1_000_000
 """Mask pixels that are upsampled at the same time: what stays in a processor's cache takes half the time."""
 
-RUNS_AT_ONCE = 50000
+RUNS_AT_ONCE = 20_000
 """Runs that are encoded at the same time, or those of a few masks."""
 
 
