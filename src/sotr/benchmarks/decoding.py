@@ -14,12 +14,13 @@ from sotr.network import DensePredictions
 WHAT = (
     "Predictions of one picture of 480 x 640 at 800 x 1088 to at most 100 objects: masks, Matrix NMS, upsampling, "
     "RLE. Specks: ragged masks all over the picture, as random weights give them, the hardest to upsample and "
-    "compress; blobs: compact ones, as trained weights do. Memory: what a process of its own needs at most beyond "
-    "its imports and the predictions."
+    "compress; blobs: compact ones, as trained weights do; and blobs of a photograph of 3000 x 4000. Memory: what a "
+    "process of its own needs at most beyond its imports and the predictions."
 )
 
 CANDIDATES = (10, 100, 500, 1000)
-SCENES = ("specks", "blobs")
+SCENES = {"specks": 1.0, "blobs": 1.0, "photograph": 6.25}
+"""What is in the picture, and how many times larger the picture is than usual."""
 
 
 def decode_benchmark(
@@ -62,7 +63,7 @@ def _work(
     dense, config = _predictions(scene, count, size, device, dtype), SOTRConfig()
     options = DecodeOptions(points_nms=False, cell_threshold=0.5, max_candidates=max(count, 500), score_threshold=0.0)
     height, width = 4 * size[0], 4 * size[1]
-    original = (480 * height // 800, 640 * width // 1088)
+    original = (int(480 * SCENES[scene] * height / 800), int(640 * SCENES[scene] * width / 1088))
     names = tuple(str(label) for label in range(config.num_classes))
 
     def work() -> Parts:

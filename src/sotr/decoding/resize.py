@@ -60,7 +60,7 @@ def to_picture(
         padded_size: of the network's input.
         image_size: of the part of it that is picture, at its top left.
         original_size: of the picture's file.
-        windows: the masks and the parts of the picture that are wanted; by default all of each.
+        windows: the masks and the parts of the picture that are wanted, on the host; by default all of each.
 
     Returns:
         (I, W, H) of the original size, or of the windows': column by column, as masks are compressed.
@@ -74,13 +74,13 @@ def to_picture(
             maps_Ihw = maps_Ihw[windows.masks_I[0] :]
             further_I = windows.masks_I - windows.masks_I[0] - np.arange(count)
             if further_I.any():  # masks that do not follow one another
-                further = torch.from_numpy(further_I * h).to(maps_Ihw.device)
-                rows = rows._replace(lines=(rows.lines.view(count, -1) + further[:, None]).flatten())
+                lines = rows.lines.view(count, -1) + torch.from_numpy(further_I * h)[:, None]
+                rows = rows._replace(lines=lines.flatten())
     else:
         rows = _cut(taps_of(*along_h, maps_Ihw.device), windows.tops_I, windows.height, windows.masks_I * h)
         columns = _cut(taps_of(*along_w, maps_Ihw.device), windows.lefts_I, windows.width, np.arange(count) * w)
     maps_IHw = _resample(maps_Ihw.flatten(0, 1), rows).view(count, -1, w)
-    columns_IwH = maps_IHw.transpose(1, 2)
+    columns_IwH = maps_IHw.transpose(1, 2).contiguous()  # of strided lines the sums take six times as long
     return _resample(columns_IwH.flatten(0, 1), columns).view(count, -1, columns_IwH.shape[2])
 
 
@@ -103,20 +103,17 @@ def _repeated(count: int, features: int, padded: int, image: int, original: int,
 
 
 def _cut(taps: Taps, starts_I: Ints, length: int, offsets_I: Ints) -> Taps:
-    """Of I maps so many new lines each, from a start on; the old lines of each map begin at an offset."""
-    device = taps.lines.device
-    firsts, total = taps.firsts.cpu().numpy(), len(taps.lines)
-    begins_I = firsts[starts_I]
+    """Of I maps so many new lines each, from a start on; the old lines of each map begin at an offset. On the host."""
+    lines, shares, firsts = (each.numpy() for each in taps)
     # What the new lines of a map take follows one another, so that it is one piece of all.
-    sizes_I = np.append(firsts, total)[starts_I + length] - begins_I
+    begins_I, stops_I = firsts[starts_I], starts_I + length
+    ends_I = np.where(stops_I < len(firsts), firsts[np.minimum(stops_I, len(firsts) - 1)], len(lines))
+    sizes_I = ends_I - begins_I
     before_I = np.cumsum(sizes_I) - sizes_I
-    places = torch.from_numpy(np.arange(sizes_I.sum()) + np.repeat(begins_I - before_I, sizes_I)).to(device)
+    places = np.arange(sizes_I.sum()) + np.repeat(begins_I - before_I, sizes_I)
     firsts_IL = firsts[starts_I[:, None] + np.arange(length)] + (before_I - begins_I)[:, None]
-    return Taps(
-        taps.lines[places] + torch.from_numpy(np.repeat(offsets_I, sizes_I)).to(device),
-        taps.shares[places],
-        torch.from_numpy(firsts_IL.flatten()).to(device),
-    )
+    cut = lines[places] + np.repeat(offsets_I, sizes_I), shares[places], firsts_IL.reshape(-1)
+    return Taps(*(torch.from_numpy(each) for each in cut))
 
 
 @lru_cache(maxsize=64)
