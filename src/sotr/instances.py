@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import ArrayLike, NDArray
 
 from sotr.errors import SOTRError
-from sotr.rle import Runs, encode_counts, mask_runs, runs_to_counts
+from sotr.rle import encode_counts, mask_runs, runs_to_counts
 
 if TYPE_CHECKING:
     import supervision
@@ -308,12 +308,9 @@ def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
     inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
     # No copy is made of masks that lie in memory column by column.
     runs = mask_runs(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
-    return encoded(runs, (masks_IHW.shape[1], masks_IHW.shape[2]))
-
-
-def encoded(runs: Runs, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO compressed RLEs of masks of `size` (H, W), given their runs."""
-    return [{"size": list(size), "counts": text} for text in encode_counts(*runs_to_counts(runs, size[0] * size[1]))]
+    height, width = masks_IHW.shape[1:]
+    texts = encode_counts(*runs_to_counts(runs, height * width))
+    return [{"size": [height, width], "counts": text} for text in texts]
 
 
 def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:

@@ -121,11 +121,11 @@ def moved(runs: Runs, lefts_I: Ints, tops_I: Ints, height: int) -> Runs:
     No run may go on from one column to the next, unless columns stay as high as they are.
     """
     sizes = np.diff(runs.offsets)
-    higher = bool((runs.heights_I != height).any())
-    if not (higher or lefts_I.any() or tops_I.any()):
+    other = bool((runs.heights_I != height).any())
+    if not (other or lefts_I.any() or tops_I.any()):
         return runs
     shift = np.repeat(lefts_I * height + tops_I, sizes)
-    if higher:
+    if other:
         old = np.repeat(runs.heights_I, sizes)
         shift += runs.starts // old * (height - old)
     return Runs(runs.starts + shift, runs.ends + shift, runs.offsets, np.full(len(runs), height, np.int64))

@@ -125,7 +125,7 @@ def test_chunks_change_nothing(monkeypatch):
         [(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(36)]
     )
     (whole,) = run(predictions, original=(90, 130), points_nms=False)
-    for place, name in (("decode", "HELD_PIXELS"), ("rle_on_host", "CACHED_PIXELS"), ("rle_on_host", "RUNS_AT_ONCE")):
+    for place, name in (("decode", "HELD_PIXELS"), ("rle_on_host", "CACHED_PIXELS"), ("rle_on_host", "RUNS_TOGETHER")):
         monkeypatch.setattr(sys.modules[f"sotr.decoding.{place}"], name, 1)
     (chunked,) = run(predictions, original=(90, 130), points_nms=False)
     assert len(whole) > 5

@@ -103,7 +103,8 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
     names, ids = ("a", "b", "c"), (1, 2, 3)
     for small in (False, True):
         if small:  # every kind of piece is small, so that there are many of each
-            for name, value in {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "BANDS_AT_ONCE": 5}.items():
+            sizes = {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "BANDS_AT_ONCE": 5, "UPSAMPLED_PIXELS": 9000}
+            for name, value in sizes.items():
                 monkeypatch.setattr(DECODE, name, value)
             monkeypatch.setattr(rle_on_host, "CACHED_PIXELS", 9000)
         found = decode(dense, [IMAGE] * 2, [ORIGINAL] * 2, options, config=CONFIG, class_names=names, category_ids=ids)

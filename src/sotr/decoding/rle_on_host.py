@@ -14,8 +14,8 @@ from sotr.rle import Runs, encode_counts, joined, mask_runs, moved, runs_to_coun
 CACHED_PIXELS = 1_000_000
 """Mask pixels that are upsampled at the same time: what stays in a processor's cache takes half the time."""
 
-RUNS_AT_ONCE = 20_000
-"""Runs that are encoded at the same time, or those of a few masks."""
+RUNS_TOGETHER = 20_000
+"""Windows are joined until they hold so many runs."""
 
 
 def compress_on_host(
@@ -54,7 +54,7 @@ def _together(pieces: Iterable[Runs]) -> Iterator[Runs]:
     for piece in pieces:
         waiting.append(piece)
         number += len(piece.starts)
-        if number >= RUNS_AT_ONCE:
+        if number >= RUNS_TOGETHER:
             yield joined(waiting)
             waiting, number = [], 0
     if waiting:

@@ -15,6 +15,9 @@ MARGIN = 1e-5
 WHOLE = 0.6
 """Share of the picture from which on a mask gets all of it."""
 
+HEIGHT_STEP = 16
+"""Windows' heights are multiples of it, for a kernel is made for each length of line that is new to a process."""
+
 
 def windows_of(
     maps_Ihw: Tensor, level: float, padded_size: Size, image_size: Size, original_size: Size, *, pixels: int
@@ -33,11 +36,12 @@ def windows_of(
     least = level - MARGIN * abs(level)
     sizes = zip(maps_Ihw.shape[1:], padded_size, image_size, original_size, strict=True)
     rows, columns = [taps_of(*along, maps_Ihw.device) for along in sizes]
-    # Interpolation makes nothing larger than what it lies between.
-    top_I, bottom_I = _reached((maps_Ihw.amax(2) > least).numpy(), rows)
-    left_I, right_I = _reached((maps_Ihw.amax(1) > least).numpy(), columns)
+    # Interpolation makes nothing larger than what it lies between. What holds a NaN may be anything.
+    top_I, bottom_I = _reached(~(maps_Ihw.amax(2) <= least).numpy(), rows)
+    left_I, right_I = _reached(~(maps_Ihw.amax(1) <= least).numpy(), columns)
     height, width = original_size
-    height_I = np.minimum(bottom_I - top_I + 1, height)
+    # With the row to spare no window with pixels has lines of length 1 either, which are summed with another rounding.
+    height_I = np.minimum((bottom_I - top_I + HEIGHT_STEP) // HEIGHT_STEP * HEIGHT_STEP, height)
     width_I = np.maximum(right_I - left_I, 1)
     # All of the picture is quicker to make than a part, pixel for pixel.
     whole_I = height_I * width_I > WHOLE * height * width
