@@ -164,6 +164,14 @@ def test_slope_is_the_exponent():
     assert attention.slope([2, 4, 8], [3 * 2**2.5, 3 * 4**2.5, 3 * 8**2.5]) == pytest.approx(2.5)
 
 
+def test_a_photograph_is_larger_than_other_scenes(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(decoding, "decode", lambda *arguments, **options: sizes.append(arguments[1:3]))
+    for scene in ("blobs", "photograph"):
+        decoding._work(scene, 5, (200, 272), CPU, FLOAT)()
+    assert sizes == [([(800, 1088)], [(480, 640)]), ([(800, 1088)], [(3000, 4000)])]
+
+
 @pytest.mark.parametrize("scene", decoding.SCENES)
 def test_decode(scene):
     rows, _ = decoding.measure((24, 40), (5, 120), CPU, FLOAT, 1, str, memory=False)

@@ -274,20 +274,20 @@ def _rles(
     options: DecodeOptions,
 ) -> tuple[list[dict[str, Any]], Ints]:
     """Make masks, resize them to the original picture, threshold and compress them; and their boxes (I, 4), xyxy."""
+    if not len(kernels_ID):
+        return [], np.zeros((0, 4), np.int64)
     h, w = features_Ehw.shape[1:]
     sizes = (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
-    texts: list[str] = []
-    boxes = [np.zeros((0, 4), np.int64)]
-    for kernels in kernels_ID.split(HELD_PIXELS // (h * w) + 1) if len(kernels_ID) else ():
+    pieces = []
+    for kernels in kernels_ID.split(HELD_PIXELS // (h * w) + 1):
         maps_Ihw = _logits(kernels, features_Ehw)
         maps_Ihw = maps_Ihw if in_logits else maps_Ihw.sigmoid_()
         if on_host(features_Ehw.device):
-            pieces = [compress_on_host(maps_Ihw.cpu(), level, *sizes)]
+            pieces.append(compress_on_host(maps_Ihw.cpu(), level, *sizes))
         else:
             parts = maps_Ihw.split(max(1, UPSAMPLED_PIXELS // (original_size[0] * original_size[1])))
-            pieces = [compress(to_picture(part_Ihw, *sizes) > level) for part_Ihw in parts]
-        texts += [text for piece in pieces for text in piece.texts]
-        boxes += [piece.boxes_I4 for piece in pieces]
-    return [{"size": list(original_size), "counts": text} for text in texts], np.concatenate(boxes)
+            pieces += [compress(to_picture(part_Ihw, *sizes) > level) for part_Ihw in parts]
+    rles = [{"size": list(original_size), "counts": text} for piece in pieces for text in piece.texts]
+    return rles, np.concatenate([piece.boxes_I4 for piece in pieces])

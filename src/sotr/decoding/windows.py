@@ -16,7 +16,7 @@ WHOLE = 0.6
 """Share of the picture from which on a mask gets all of it."""
 
 HEIGHT_STEP = 16
-"""Windows' heights are multiples of it, for a kernel is made for each length of line that is new to a process."""
+"""Windows' heights are multiples of it or the picture's: for each that is new to a process a kernel is made."""
 
 
 def windows_of(
