@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from sotr import rle
 from sotr.data.coco import CocoDataset, load_coco
+from sotr.masks import run_lengths as rle
 
 
 def make(folder: Path, pictures: int, objects: int) -> Path:

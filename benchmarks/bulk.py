@@ -16,7 +16,7 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 import sotr
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
 
 
 class Instant:

@@ -17,7 +17,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from sotr.export import ExportedSegmenter
-    from sotr.model import Segmenter
+    from sotr.model.segmenter import Segmenter
 
 CATEGORIES = [{"id": 90, "name": "bar"}, {"id": 3, "name": "disc"}, {"id": 17, "name": "box"}]
 COLORS = {3: (220, 60, 50), 17: (60, 190, 80), 90: (70, 90, 230)}
@@ -124,7 +124,7 @@ def _box(cx: int, cy: int, half: int) -> list[float]:
 @pytest.fixture(scope="session")
 def nuclei() -> "Segmenter":
     """The bundled model, for small pictures and at most twelve objects."""
-    from sotr.model import Segmenter, load
+    from sotr.model.segmenter import Segmenter, load
 
     model = load("nuclei")
     model.network.config = replace(model.config, image_size=256, max_image_size=416)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sotr.config import SOTRConfig
     from sotr.errors import SOTRError
     from sotr.evaluation.evaluate import evaluate
-    from sotr.instances import Instances
     from sotr.loading import load
-    from sotr.model import Segmenter
+    from sotr.model.segmenter import Segmenter
     from sotr.network import SOTR
     from sotr.prediction.predict import predict
+    from sotr.results.instances import Instances
     from sotr.training.train import train
 
     __version__: str
@@ -36,10 +36,10 @@ __all__ = [
 
 _HOMES = {
     "SOTR": "sotr.network",
-    "Instances": "sotr.instances",
+    "Instances": "sotr.results.instances",
     "SOTRConfig": "sotr.config",
     "SOTRError": "sotr.errors",
-    "Segmenter": "sotr.model",
+    "Segmenter": "sotr.model.segmenter",
     "evaluate": "sotr.evaluation",
     "load": "sotr.loading",
     "predict": "sotr.prediction",

@@ -47,19 +47,19 @@ COMMANDS = {
         "sotr.export", "write a model for ONNX Runtime or OpenVINO", positional=("model",), extra="export"
     ),
     "serve": Command("sotr.serving", "serve a model over HTTP, with a page to try it", extra="serve"),
-    "pre-annotate": Command("sotr.labelling", "turn predictions into Label Studio tasks to correct"),
-    "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
+    "pre-annotate": Command("sotr.curation.pre_annotate", "turn predictions into Label Studio tasks to correct"),
+    "convert-released": Command("sotr.released.convert", "turn the authors' released checkpoint into a model folder"),
     "reproduce": Command("sotr.reproduction", "train and measure the rows of the paper's Tables 1 to 5", extra="train"),
     "explain": Command("sotr.explanation", "draw mask features, class scores and attention inside a model"),
-    "benchmark": Command("sotr.benchmarks", "measure speed and memory, side by side with peers", extra="train"),
+    "benchmark": Command("benchmarks", "measure speed and memory, side by side with peers", extra="train"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
-    "data check": Command("sotr.inspection", "look a data set over, and repair it", function="check_data"),
+    "data check": Command("sotr.curation", "look a data set over, and repair it", function="check_data"),
     "data convert": Command(
-        "sotr.data.convert", "turn YOLO, Pascal VOC, labelme or mask pictures into COCO", function="convert_data"
+        "sotr.curation.convert", "turn YOLO, Pascal VOC, labelme or mask pictures into COCO", function="convert_data"
     ),
-    "data show": Command("sotr.inspection", "draw labelled pictures on one sheet", function="show_data"),
+    "data show": Command("sotr.curation", "draw labelled pictures on one sheet", function="show_data"),
     "data synthesize": Command(
-        "sotr.data.synthetic", "make a data set of overlapping shapes", function="write_synthetic"
+        "sotr.curation.synthetic", "make a data set of overlapping shapes", function="write_synthetic"
     ),
 }
 """Command, of one word or two, -> its function."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError as SOTRError
 
 FPN_STRIDES = (4, 8, 16, 32, 64)
 """Strides of P2..P6 in input pixels."""

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from sotr.building import build_network
 from sotr.config import INPUT_DIVISOR, PRESETS, SOTRConfig
 from sotr.errors import SOTRError
-from sotr.network import SOTR
 
 TYPICAL_PICTURE = (480, 640)
 """Height and width of most COCO pictures; the default input is what preprocessing makes of it."""
@@ -42,7 +42,7 @@ def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, C
         raise SOTRError(f"the input is {height} x {width}; height and width must be multiples of {INPUT_DIVISOR}")
     with torch.device("meta"):
         # The counter's hooks stumble over parameters that are handed on as they are, as static kernels are.
-        network = SOTR(config).eval().requires_grad_(False)
+        network = build_network(config).eval().requires_grad_(False)
         images_B3HW = torch.zeros(1, 3, height, width)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -91,7 +91,7 @@ def info(
     if model in PRESETS:
         config = SOTRConfig.preset(model)
     else:
-        from sotr.model import load
+        from sotr.model.segmenter import load
 
         try:
             segmenter = load(model)

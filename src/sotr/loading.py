@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import torch
 
     from sotr.export.runtime import ExportedSegmenter
-    from sotr.model import Segmenter
+    from sotr.model.segmenter import Segmenter
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 """How the names of exported files end."""
@@ -40,7 +40,7 @@ def load(
             raise SOTRError(f"{name_or_path} has the precision that it was exported with; leave out {precision}")
         return ExportedSegmenter.load_file(Path(name_or_path).expanduser(), str(device))
     try:
-        from sotr.model import load as load_model
+        from sotr.model.segmenter import load as load_model
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "sotr":
             raise

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.command import _BENCHMARKS
+from benchmarks.measure import describe_machine
+from sotr.acceleration.cpu.winograd import ONEDNN
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from sotr.benchmarks import attention, benchmark, decoding, inference, on_card, pictures, sides, training
-from sotr.benchmarks import report as reports
-from sotr.benchmarks.benchmark import _BENCHMARKS
-from sotr.benchmarks.measure import describe_machine
+from benchmarks import attention, decoding, inference, on_card, pictures, sides, training
+from benchmarks import report as reports
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.info import count_components
 from sotr.network import SOTR, prepare_for_inference
 from sotr.network.transformer import LAYERS
-from sotr.network.winograd import ONEDNN
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 
@@ -58,7 +58,7 @@ def test_inference(monkeypatch):
 @pytest.mark.parametrize("backbone", ["resnet10t", "resnet26"])
 def test_operations_of_a_prepared_network_are_counted(monkeypatch, backbone):
     direct = replace(ONEDNN, channels_from=1 << 30)
-    monkeypatch.setattr("sotr.network.fast_conv.quickest_library", lambda: direct)
+    monkeypatch.setattr("sotr.acceleration.cpu.fast_conv.quickest_library", lambda: direct)
     config = replace(SOTRConfig.preset("sotr-nano"), backbone=backbone, depth=1)
     network = prepare_for_inference(SOTR(config).eval())
     counted = inference.macs_of(lambda: network(torch.zeros(1, 3, 64, 96)) and {})

@@ -2,8 +2,7 @@ import time
 
 import numpy as np
 import torch
-
-from sotr.benchmarks.measure import Stopwatch, alternate, describe_machine, peak_memory, spread
+from benchmarks.measure import Stopwatch, alternate, describe_machine, peak_memory, spread
 
 
 def allocate(mebibytes: int) -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from pycocotools import mask as reference
 from pycocotools.coco import COCO
 
-from sotr import rle
 from sotr.data.coco import find_data, load_coco
 from sotr.errors import SOTRError
+from sotr.masks import run_lengths as rle
 
 Content = dict[str, Any]
 SQUARE = [2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]

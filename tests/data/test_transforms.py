@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sotr import rle
 from sotr.data.transforms import (
     MEAN,
     STD,
@@ -23,6 +22,7 @@ from sotr.data.transforms import (
     resized_size,
 )
 from sotr.errors import SOTRError
+from sotr.masks import run_lengths as rle
 
 STILL = Augmentation(horizontal_flip=False)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from sotr.data import CocoDataset, load_coco
 from sotr.evaluation.coco import coco_metrics, precision_recall
 from sotr.evaluation.confusion import confusion
-from sotr.instances import encode_masks
+from sotr.results.instances import encode_masks
 
 
 def box(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.evaluation import evaluate
 from sotr.evaluation.evaluate import UNKNOWN_CLASS, match_classes
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR, DensePredictions
 
 SIDE = 64

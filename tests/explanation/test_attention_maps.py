@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.explanation.attention_maps import attention_inputs, attention_of_cell
 from sotr.network import SOTR
@@ -17,7 +18,7 @@ SMALL = SOTRConfig.from_dict({**CONFIG, "heads": 1})
 def network_that_averages(config: SOTRConfig) -> SOTR:
     """Its attention modules hand on a weighted mean of the very cells they see: value and output are the identity."""
     torch.manual_seed(0)
-    network = SOTR(config).eval()
+    network = build_network(config).eval()
     for module in network.transformer.modules():
         if isinstance(module, FullAttention):
             with torch.no_grad():

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.explanation import explain
 from sotr.explanation.explain import choose_channels
-from sotr.model import Segmenter
-from sotr.network import SOTR
+from sotr.model.segmenter import Segmenter
 from tests.training.conftest import CONFIG
 
 SMALL = replace(SOTRConfig.from_dict(CONFIG), num_classes=2, depth=2)
@@ -19,7 +19,7 @@ SMALL = replace(SOTRConfig.from_dict(CONFIG), num_classes=2, depth=2)
 
 def segmenter(config: SOTRConfig = SMALL) -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(SOTR(config), ("cat", "dog"), (1, 2))
+    return Segmenter(build_network(config), ("cat", "dog"), (1, 2))
 
 
 @pytest.fixture

@@ -13,18 +13,19 @@ import torch
 from PIL import Image
 
 import sotr
+from sotr.building import build_network
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.data import MEAN, STD
-from sotr.decode_options import DecodeOptions
+from sotr.decoding.options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export import ExportedSegmenter, export
 from sotr.export.description import METADATA_KEY, ExportDescription
 from sotr.export.int8 import quantized
 from sotr.export.write import write_openvino
-from sotr.instances import Instances
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR
+from sotr.results.instances import Instances
 from tests.scenes import discs
 
 PICTURES = {
@@ -202,7 +203,7 @@ def test_raw_predictions_equal_pytorch(tmp_path: Path) -> None:
 def test_every_kind_of_network_exports(changes: dict, options: DecodeOptions, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = replace(SOTRConfig.preset("sotr-nano", num_classes=3), depth=1, mlp_ratio=4.0, **changes)
-    network = SOTR(replace(config, image_size=96, max_image_size=160))
+    network = build_network(replace(config, image_size=96, max_image_size=160))
     with torch.no_grad():
         # Scores and masks as wide apart as a trained network's.
         network.class_head.weight *= 40
@@ -265,7 +266,7 @@ def test_what_cannot_be_exported(nuclei: Segmenter, tmp_path: Path, monkeypatch:
     with pytest.raises(SOTRError, match="plain mask NMS decides mask by mask, which no graph can"):
         export(plain, out=tmp_path / "x.onnx")
     config = replace(SOTRConfig.preset("sotr-nano", 1), backbone="resnet18", deformable_stages=(5,), depth=1)
-    deformable = Segmenter(SOTR(config), ["a"], [1], name="bent")
+    deformable = Segmenter(build_network(config), ["a"], [1], name="bent")
     with pytest.raises(SOTRError, match="bent has deformable convolutions, which OpenVINO cannot read; export to onnx"):
         export(deformable, format="openvino", out=tmp_path / "x.xml")
     monkeypatch.setattr("sotr.export.write.find_spec", lambda name: None)

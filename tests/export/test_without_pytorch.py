@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from tests.scenes import discs
 
 ROOT = Path(__file__).parents[2]

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.attention import saved_bytes
 
-from sotr.benchmarks.attention import saved_bytes
 from sotr.config import SOTRConfig
 from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer
 from sotr.training.module import attention_for

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.learning import LossOptions, assign, sotr_losses
@@ -68,7 +69,7 @@ def batch(config):
 
 def test_shapes_and_round_trip(config, tmp_path):
     torch.manual_seed(0)
-    network = SOTR(config).eval()
+    network = build_network(config).eval()
     images = batch(config)[0]
     with torch.no_grad():
         predictions = network(images)
@@ -78,7 +79,7 @@ def test_shapes_and_round_trip(config, tmp_path):
 
     assert SOTRConfig.from_dict(config.to_dict()) == config
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    again = SOTR(SOTRConfig.from_dict(config.to_dict())).eval()
+    again = build_network(SOTRConfig.from_dict(config.to_dict())).eval()
     again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
     with torch.no_grad():
         for first, second in zip(predictions, again(images), strict=True):
@@ -87,7 +88,7 @@ def test_shapes_and_round_trip(config, tmp_path):
 
 def test_a_gradient_step_lowers_the_loss_and_every_parameter_takes_part(config):
     torch.manual_seed(0)
-    network = SOTR(config).eval()  # fixed batch statistics, so that only the weights change the loss
+    network = build_network(config).eval()  # fixed batch statistics, so that only the weights change the loss
     with torch.no_grad():  # branches that start at zero would hide the gradients of what lies behind them
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)

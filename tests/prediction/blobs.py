@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sotr.data.images import load_image
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 
 
 class Blobs:

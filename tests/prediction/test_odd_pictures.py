@@ -13,7 +13,7 @@ from PIL import Image
 
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR
 from sotr.prediction import predict
 

@@ -22,11 +22,11 @@ from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
-from sotr.instances import Instances
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.prediction.output import output_names, relative_names, result_files
+from sotr.results.instances import Instances
 
 SCORE = 0.002
 """A random network scores everything low."""

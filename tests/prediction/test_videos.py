@@ -17,9 +17,9 @@ from pycocotools import mask as coco_mask
 
 from sotr.cli import run
 from sotr.errors import SOTRError
-from sotr.instances import Instances
 from sotr.prediction import predict
 from sotr.prediction.video_files import Frame, Video, film, open_video
+from sotr.results.instances import Instances
 from tests.prediction.blobs import Blobs, files_of_at_most
 
 pytest.importorskip("trackers", reason="needs trackers: pip install 'sotr[video]'")

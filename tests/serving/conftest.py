@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import sotr
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.serving.answers import to_png
 from sotr.serving.sample import draw_sample
 

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.serving.answers import Prediction, to_json
 from sotr.serving.sample import draw_sample
 

@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 import sotr
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.serving.answers import Prediction
 from sotr.serving.app import PAGE
 from tests.serving.conftest import Server

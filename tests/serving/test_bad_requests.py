@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from tests.serving.conftest import Server, problem
 
 

@@ -10,7 +10,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from sotr.export import ExportedSegmenter
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.serving import Limits, create_app
 from sotr.serving.app import USUAL_SCORE
 from tests.export.test_without_pytorch import WITHOUT

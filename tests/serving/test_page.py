@@ -12,7 +12,7 @@ import pytest
 from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from tests.serving.conftest import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.tiling import Grid, merge_tiles
 
 NAMES, IDS = ("disc", "bar"), (3, 17)

@@ -16,8 +16,8 @@ from PIL import Image
 
 import sotr
 from sotr.errors import SOTRError
-from sotr.instances import Instances
-from sotr.rle import runs_of
+from sotr.masks.run_lengths import runs_of
+from sotr.results.instances import Instances
 from sotr.tiling.columns import place
 
 

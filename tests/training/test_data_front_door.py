@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sotr.config import SOTRConfig
+from sotr.curation.synthetic import write_synthetic
 from sotr.data.coco import load_coco
-from sotr.data.synthetic import write_synthetic
 from sotr.errors import SOTRError
-from sotr.model import load
+from sotr.model.segmenter import load
 from sotr.training import settings, train
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES
@@ -49,7 +49,7 @@ def test_what_is_chosen_by_hand_stays(crowded: Path, monkeypatch: pytest.MonkeyP
     assert (run["config"], run["advice"]) == (preset, [])
     assert run["command"].endswith("--no-suggest") or "--no-suggest " in run["command"]
     assert new_run(crowded, image_size=320)["config"]["image_size"] == 320
-    monkeypatch.setattr("sotr.data.advice.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("sotr.curation.advice.free_memory", lambda device: 2**20)
     assert new_run(crowded)["recipe"]["batch_size"] == 1
     assert new_run(crowded, batch_size=3)["recipe"]["batch_size"] == 3
     assert new_run(crowded, recipe="paper")["recipe"]["batch_size"] == 8
@@ -145,7 +145,7 @@ def test_a_run_records_its_whole_command(crowded: Path) -> None:
 
 
 def test_a_trained_model_gets_a_batch_that_fits(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sotr.data.advice.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("sotr.curation.advice.free_memory", lambda device: 2**20)
     run = new_run(crowded, model="nuclei", recipe="finetune")
     assert run["recipe"]["batch_size"] == 1
     assert run["advice"][0].startswith("batch size 1 instead of 4: ")

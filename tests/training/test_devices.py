@@ -24,7 +24,7 @@ from sotr.data.batches import Batch
 from sotr.data.sampling import EpochSampler
 from sotr.errors import SOTRError
 from sotr.learning import Assignment
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR
 from sotr.training import Recipe, train
 from sotr.training.devices import Devices

@@ -8,7 +8,7 @@ import torch
 
 from sotr.config import SOTRConfig
 from sotr.data import load_coco
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR
 from sotr.training.html_report import INK, write_report
 from tests.training.conftest import CONFIG

@@ -8,9 +8,9 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from sotr import rle
 from sotr.data.stream import show
 from sotr.errors import SOTRError
+from sotr.masks import run_lengths as rle
 
 _CHUNK = 2**20
 """Characters of masks that are checked at a time."""
@@ -22,7 +22,7 @@ class Flaw(SOTRError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        """What is wrong, in a word or two; see `sotr.data.findings.KINDS`."""
+        """What is wrong, in a word or two; see `sotr.curation.findings.KINDS`."""
         self.file: str | None = None
         """The picture's file name, where one is concerned."""
         self.image_id: int | None = None

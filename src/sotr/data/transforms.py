@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tvf
 
-from sotr import rle
 from sotr.data.sizes import resize_ratio, resized_size
 from sotr.errors import SOTRError
 from sotr.learning import Targets
+from sotr.masks import run_lengths as rle
 
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet mean of R, G, B in 0..1."""

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sotr.acceleration.cuda.compress import compress, to_host
 from sotr.config import MASK_STRIDE, SOTRConfig
-from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import in_bytes, intersections, mask_nms, matrix_nms, overlaps
-from sotr.decoding.resize import to_picture
-from sotr.decoding.rle_on_device import compress, to_host
-from sotr.decoding.rle_on_host import compress_on_host
-from sotr.instances import Instances
+from sotr.decoding.options import DecodeOptions
+from sotr.masks.compress import compress_on_host
+from sotr.masks.resize import to_picture
+from sotr.masks.run_lengths import Ints, encode_counts
 from sotr.network import DensePredictions, mask_logits
-from sotr.network.onednn import product
-from sotr.rle import Ints, encode_counts
+from sotr.results.instances import Instances
 
 UPSAMPLED_PIXELS = 64_000_000
 """Mask pixels that are upsampled at the same time on a GPU; bounds memory whatever the number of objects."""
@@ -263,7 +262,8 @@ def _logits(kernels_ID: Tensor, features_Ehw: Tensor, room: Tensor | None = None
         return torch.mm(kernels_ID, features_Ehw.flatten(1), out_dtype=torch.float32).unflatten(1, (h, w))
     if kernels_ID.shape[1] != channels or features_Ehw.stride(0) != 1:
         return mask_logits(kernels_ID, features_Ehw)
-    return product(kernels_ID, features_Ehw.permute(1, 2, 0).flatten(0, 1), room).unflatten(1, (h, w))
+    out = None if room is None else room[: len(kernels_ID) * h * w].view(len(kernels_ID), h * w)
+    return torch.mm(kernels_ID, features_Ehw.flatten(1), out=out).unflatten(1, (h, w))
 
 
 def _rles(

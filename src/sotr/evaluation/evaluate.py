@@ -21,10 +21,10 @@ from sotr.decoding import finish
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.tables import class_table, number
-from sotr.instances import Instances
 from sotr.loading import load
-from sotr.model import Segmenter
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
+from sotr.model.segmenter import Segmenter
+from sotr.results.instances import Instances
 
 UNKNOWN_CLASS = -1
 """Stands for a class of the model that the data set does not have."""

@@ -8,11 +8,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sotr.network import SOTR
 from sotr.network.attention import ColumnAttention, FullAttention, RowAttention, TwinAttention
-from sotr.network.released import ReleasedLayer, resize_released
+from sotr.released.network import ReleasedLayer
 
 
 @torch.no_grad()
@@ -25,10 +24,8 @@ def attention_inputs(network: SOTR, images_13HW: Tensor, level: int) -> list[Ten
     Returns:
         (1, rows, columns, C) for each layer; where a released network duplicates the width, with twice the columns.
     """
-    features = network.fpn(network.backbone(images_13HW))
+    patches = network.patches(network.fpn(network.backbone(images_13HW)))[level]
     grid = network.config.grids[level]
-    feature = resize_released(features)[level] if network.released else features[level]
-    patches = F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
     inputs: list[Tensor] = []
     hooks = []
     for layer in transformer_layers(network):
@@ -38,7 +35,7 @@ def attention_inputs(network: SOTR, images_13HW: Tensor, level: int) -> list[Ten
             norm = cast(nn.LayerNorm, layer.attention_norm)
             hooks.append(norm.register_forward_hook(lambda _, __, output: inputs.append(output)))
     try:
-        network.transformer(patches)
+        network.transformer([patches])
     finally:
         for hook in hooks:
             hook.remove()

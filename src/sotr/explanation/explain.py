@@ -19,8 +19,8 @@ from sotr.data.transforms import pad_batch, preprocess
 from sotr.errors import SOTRError
 from sotr.explanation.attention_maps import attention_inputs, attention_of_cell, transformer_layers
 from sotr.files import atomic_write
-from sotr.model import Segmenter, load
-from sotr.panels import panel_sheet
+from sotr.model.segmenter import Segmenter, load
+from sotr.results.panels import panel_sheet
 
 LEVELS = (2, 3, 4, 5, 6)
 

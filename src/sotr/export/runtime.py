@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from sotr.config import INPUT_DIVISOR
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.sizes import resized_size
-from sotr.decode_options import DecodeOptions
+from sotr.decoding.options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, ExportDescription
 from sotr.export.masks import full_size_rles
 from sotr.export.resize import resize
-from sotr.instances import Instances
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
+from sotr.results.instances import Instances
 
 Graph = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
 """Input B x 3 x H x W -> the outputs, in order."""

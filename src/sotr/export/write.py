@@ -15,7 +15,7 @@ from sotr.errors import SOTRError
 from sotr.export.description import METADATA_KEY, ExportDescription
 from sotr.export.onnx_file import trace
 from sotr.files import atomic_write
-from sotr.model import Segmenter, load
+from sotr.model.segmenter import Segmenter, load
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 """Format -> how its file's name ends; `sotr.load` goes by it."""

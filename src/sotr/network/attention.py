@@ -6,84 +6,66 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sotr.network.atlas import Atlas
-
-SHORT = 40
-"""Longest sequences, in cells, for which a CPU is no slower without fused attention."""
-
-
-def short_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention, (S, heads, L, c) each -> the same shape: plain for short sequences, else fused.
-
-    On CPUs the two take about as long there, but the fused one twice that after `torch.set_num_threads`.
-    """
-    attend = plain_attention if query.shape[-2] <= SHORT else F.scaled_dot_product_attention
-    return attend(query, key, value)
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Query, key and value of S sequences, (S, heads, L, C / heads) each -> the same shape."""
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Scaled dot-product attention as its formula reads, (S, heads, L, c) each -> the same shape."""
+    """Scaled dot-product attention as its formula reads, softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017)."""
     weights = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-2, -1)).softmax(-1)
     return torch.matmul(weights, value)
 
 
 class FullAttention(nn.Module):
-    """Multi-head self-attention among all cells of a map (Vaswani et al. 2017), O((H W)^2) multiply-adds."""
+    """Multi-head self-attention among all cells of a map, O((H W)^2) multiply-adds."""
 
     def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.to_out = nn.Linear(width, width)
-        self.product: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
 
-    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
-        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
-        return self.to_out(self.mix(self.to_qkv(x_BNNC), atlas))
+    def forward(self, x_BNNC: Tensor, kernel: AttentionKernel = F.scaled_dot_product_attention) -> Tensor:
+        """(B, rows, columns, C) -> the same shape.
 
-    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
-        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
-        if atlas is not None:
-            return atlas.join([self.mix(map_BNN3C, None) for map_BNN3C in atlas.split(qkv_BNN3C)])
-        return self.attend(qkv_BNN3C.flatten(1, 2)).view(*qkv_BNN3C.shape[:3], -1)
+        Args:
+            x_BNNC: a map of any number of rows and columns.
+            kernel: what computes the attention; any function equal to `plain_attention`.
+        """
+        return self.to_out(self.mix(self.to_qkv(x_BNNC), kernel))
 
-    def attend(self, qkv_SL3C: Tensor, mask_S1LL: Tensor | None = None) -> Tensor:
-        """S sequences of L cells, of which only those of one sequence see one another -> (S, L, C)."""
+    def mix(self, qkv_BNN3C: Tensor, kernel: AttentionKernel) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), from every cell's query, key and value."""
+        return self.attend(qkv_BNN3C.flatten(1, 2), kernel).view(*qkv_BNN3C.shape[:3], -1)
+
+    def attend(self, qkv_SL3C: Tensor, kernel: AttentionKernel) -> Tensor:
+        """Attention within each of S sequences of L cells -> (S, L, C)."""
         qkv = qkv_SL3C.unflatten(2, (3, self.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (S, heads, L, C / heads)
-        if mask_S1LL is None:
-            mixed = self.product(query, key, value)
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, mask_S1LL)
-        return mixed.transpose(1, 2).flatten(2)
+        return kernel(query, key, value).transpose(1, 2).flatten(2)
 
 
 class RowAttention(FullAttention):
     """Multi-head self-attention among the cells of each row; rows do not see one another."""
 
-    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
-        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
-        return self.mix_rows(qkv_BNN3C, None if atlas is None else atlas.rows_S1LL)
-
-    def mix_rows(self, qkv_BNN3C: Tensor, mask_S1LL: Tensor | None) -> Tensor:
-        """The same, where the mask says what in a row sees what."""
-        return self.attend(qkv_BNN3C.flatten(0, 1), mask_S1LL).view(*qkv_BNN3C.shape[:3], -1)
+    def mix(self, qkv_BNN3C: Tensor, kernel: AttentionKernel) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), from every cell's query, key and value."""
+        return self.attend(qkv_BNN3C.flatten(0, 1), kernel).view(*qkv_BNN3C.shape[:3], -1)
 
 
 class ColumnAttention(RowAttention):
     """Multi-head self-attention among the cells of each column; columns do not see one another."""
 
-    def mix(self, qkv_BNN3C: Tensor, atlas: Atlas | None) -> Tensor:
-        """What each cell gathers, (B, rows, columns, C), given every cell's query, key and value."""
-        mask_S1RR = None if atlas is None else atlas.columns_S1RR
-        return self.mix_rows(qkv_BNN3C.transpose(1, 2), mask_S1RR).transpose(1, 2)
+    def mix(self, qkv_BNN3C: Tensor, kernel: AttentionKernel) -> Tensor:
+        """What each cell gathers, (B, rows, columns, C), from every cell's query, key and value."""
+        return super().mix(qkv_BNN3C.transpose(1, 2), kernel).transpose(1, 2)
 
 
 class TwinAttention(nn.Module):
     """Column attention, then row attention: together every cell sees every other.
 
-    Costs O(H W (H + W)) multiply-adds over an H x W map, where full attention costs O((H W)^2). The two have
-    projections of their own. Maps need not be square.
+    Costs O(H W (H + W)) multiply-adds over an H x W map, where full attention costs O((H W)^2). Each of the two has
+    its own projections. Maps need not be square.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -91,16 +73,16 @@ class TwinAttention(nn.Module):
         self.column = ColumnAttention(width, heads)
         self.row = RowAttention(width, heads)
 
-    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
-        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
-        return self.row(self.column(x_BNNC, atlas), atlas)
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        return self.row(self.column(x_BNNC))
 
 
 class PositionEmbedding(nn.Module):
     """Learned embeddings of the column (1 x N x C) and of the row (N x 1 x C), added to every cell.
 
     One pair of tables serves all levels: for a map of another size they are resampled linearly, so that a cell at a
-    given place in the picture gets the same embedding on each level.
+    given place in the image gets the same embedding on each level.
     """
 
     def __init__(self, size: int, width: int) -> None:

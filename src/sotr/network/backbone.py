@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from sotr.config import FPN_STRIDES
-from sotr.errors import SOTRError
+from sotr.config import FPN_STRIDES, SOTRError
 from sotr.network.deformable import make_deformable
 
 _BACKBONE_STRIDES = FPN_STRIDES[:4]

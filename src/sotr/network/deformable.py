@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from sotr.errors import SOTRError
+from sotr.config import SOTRError
 
 TAPS = 9
 """Samples of a 3x3 convolution."""

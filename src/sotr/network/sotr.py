@@ -1,22 +1,20 @@
 """SOTR: Figure 2 of the paper, from left to right."""
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sotr.config import INPUT_DIVISOR, SOTRConfig
+from sotr.config import INPUT_DIVISOR, SOTRConfig, SOTRError
 from sotr.network.backbone import FPN, Backbone
 from sotr.network.heads import ClassHead, KernelHead, StaticKernels
-from sotr.network.in_step import TransformerInStep
 from sotr.network.mask_features import MaskFeatures
-from sotr.network.released import ReleasedTransformer, resize_released, stride_in_first_convolution
 from sotr.network.transformer import Transformer
 
 
 class DensePredictions(NamedTuple):
-    """What the network says of every cell, before any decision.
+    """What the network predicts for every cell, before any decision.
 
     The K cells are the levels P2..P6 one after the other, each N x N and row-major.
     """
@@ -31,18 +29,26 @@ class SOTR(nn.Module):
     """The network of *SOTR: Segmenting Objects with Transformers* (ICCV 2021).
 
     Args:
-        config: the architecture. Weights are random; nothing is downloaded.
+        config: the architecture, of the paper's variant. Weights are random; nothing is downloaded.
+
+    Raises:
+        SOTRError: the configuration is of another variant, or its backbone cannot be built.
     """
+
+    variant = "paper"
+    """The `SOTRConfig.variant` that this class implements."""
 
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
+        if config.variant != self.variant:
+            raise SOTRError(
+                f"{type(self).__name__} is the network of variant {self.variant!r}, not {config.variant!r}; "
+                "build either with sotr.build_network(config)"
+            )
         self.config = config
         self.backbone = Backbone(config.backbone, config.deformable_stages)
         self.fpn = FPN(self.backbone.channels, config.width)
-        self.released = config.variant == "released"
-        if self.released:
-            stride_in_first_convolution(self.backbone.body)
-        self.transformer = _transformer(config)
+        self.transformer = self.make_transformer(config)
         self.class_head = ClassHead(config.width, config.num_classes)
         self.kernel_head = (
             KernelHead(config.width, config.kernel_parameters)
@@ -51,8 +57,13 @@ class SOTR(nn.Module):
         )
         self.mask_features = MaskFeatures(config.width, config.mask_stage_channels, config.mask_channels)
 
+    def make_transformer(self, config: SOTRConfig) -> nn.Module:
+        """The module of Figure 2 that turns maps into maps."""
+        # Without transformer (Table 5) the heads read the resampled FPN features.
+        return nn.Identity() if config.transformer == "none" else Transformer(config)
+
     def forward(self, images_B3HW: Tensor) -> DensePredictions:
-        """RGB pictures, normalised as in `sotr.data.preprocess` -> raw predictions of every cell.
+        """RGB images, normalized as in `sotr.data.preprocess` -> raw predictions of every cell.
 
         Args:
             images_B3HW: float tensor; H and W are multiples of 32.
@@ -62,40 +73,26 @@ class SOTR(nn.Module):
         """
         height, width = images_B3HW.shape[-2:]
         if height % INPUT_DIVISOR or width % INPUT_DIVISOR:
-            raise ValueError(f"pictures are {height} x {width}; pad height and width to multiples of {INPUT_DIVISOR}")
+            raise ValueError(f"images are {height} x {width}; pad height and width to multiples of {INPUT_DIVISOR}")
 
         features = self.fpn(self.backbone(images_B3HW))  # P2..P6
-
-        levels = resize_released(features) if self.released else features
-        patches = [
-            F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
-            for feature, grid in zip(levels, self.config.grids, strict=True)
-        ]
         mask_levels = features[:4]  # P2..P5
         replaced = [level - 2 for level in self.config.mask_transformer_levels]
-        transformed = self._transform(patches + [mask_levels[index] for index in replaced])
 
-        cells_BKC = torch.cat([x_BCNN.flatten(2).transpose(1, 2) for x_BCNN in transformed[: len(patches)]], 1)
-        for index, feature in zip(replaced, transformed[len(patches) :], strict=True):
+        # The levels' patches, and the maps that the transformer replaces in the mask branch.
+        maps = self.transformer([*self.patches(features), *(mask_levels[index] for index in replaced)])
+        levels_BCNN = maps[: len(features)]
+        for index, feature in zip(replaced, maps[len(features) :], strict=True):
             mask_levels[index] = feature
+
+        cells_BKC = torch.cat([x_BCNN.flatten(2).transpose(1, 2) for x_BCNN in levels_BCNN], 1)
         return DensePredictions(
             self.class_head(cells_BKC), self.kernel_head(cells_BKC), self.mask_features(mask_levels)
         )
 
-    def _transform(self, maps_BCNN: list[Tensor]) -> list[Tensor]:
-        """The transformer's output for each map."""
-        transformer = self.transformer
-        if isinstance(transformer, Transformer):  # where launches cost, not copies
-            together = maps_BCNN[0].is_cuda
-        else:
-            together = isinstance(transformer, TransformerInStep) and len(maps_BCNN[0]) == 1
-        if together:
-            return cast(Transformer | TransformerInStep, transformer).together(maps_BCNN)
-        return [self.transformer(x_BCNN) for x_BCNN in maps_BCNN]
-
-
-def _transformer(config: SOTRConfig) -> nn.Module:
-    if config.variant == "released":
-        return ReleasedTransformer(config)
-    # Without transformer (Table 5) the heads read the resampled FPN features.
-    return nn.Identity() if config.transformer == "none" else Transformer(config)
+    def patches(self, features: list[Tensor]) -> list[Tensor]:
+        """P2..P6, each resampled to its level's N x N patches."""
+        return [
+            F.interpolate(feature, size=(grid, grid), mode="bilinear", align_corners=False)
+            for feature, grid in zip(features, self.config.grids, strict=True)
+        ]

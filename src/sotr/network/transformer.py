@@ -1,15 +1,10 @@
-"""The transformer of Figure 2 with the three layers of Figure 3.
-
-A layer takes one map, or several at once on the sheet of an atlas.
-"""
+"""The transformer of Figure 2 with the three layers of Figure 3."""
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
-from sotr.network.atlas import Atlas, atlas_of
 from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
 
 
@@ -27,25 +22,16 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, width: int, convolution: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
         self.conv1 = convolution(width, width, 3, padding=1)
-        self.activation = nn.LeakyReLU(inplace=True)  # its gradient needs only what it gives, as conv2 does
+        self.activation = nn.LeakyReLU(inplace=True)  # its gradient needs only its output, which conv2 keeps anyway
         self.conv2 = convolution(width, width, 3, padding=1)
-        # The branch has no normalisation of its own: starting it at zero keeps a deep stack's signal at its scale.
+        # The branch has no normalization of its own: starting it at zero keeps a deep stack's signal at its scale.
         for parameter in self.conv2.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
-        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
-        if atlas is not None:  # between maps is what lies beyond their edges: zeros
-            x_BNNC = x_BNNC * atlas.inside_RL1.to(x_BNNC.dtype)
-        x_BNNC = self.activation(_convolve(self.conv1, x_BNNC))
-        if atlas is not None:
-            x_BNNC = x_BNNC * atlas.inside_RL1.to(x_BNNC.dtype)
-        return _convolve(self.conv2, x_BNNC)
-
-
-def _convolve(conv: nn.Module, x_BNNC: Tensor) -> Tensor:
-    # Permuting is a view, in channels_last memory.
-    return cast(Tensor, conv(x_BNNC.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BCNN = x_BNNC.permute(0, 3, 1, 2)  # a view: channels_last memory
+        return self.conv2(self.activation(self.conv1(x_BCNN))).permute(0, 2, 3, 1)
 
 
 class OriginalLayer(nn.Module):
@@ -61,9 +47,9 @@ class OriginalLayer(nn.Module):
     def make_attention(self, width: int, heads: int) -> FullAttention | TwinAttention:
         return FullAttention(width, heads)
 
-    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
-        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
-        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC), atlas)
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
         return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
 
 
@@ -81,10 +67,10 @@ class HybridTwinLayer(PureTwinLayer):
         super().__init__(width, heads, mlp_ratio)
         self.convolution = ConvolutionBlock(width)
 
-    def forward(self, x_BNNC: Tensor, atlas: Atlas | None = None) -> Tensor:
-        """(B, rows, columns, C), a map or the sheet of an atlas -> the same shape."""
-        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC), atlas)
-        x_BNNC = x_BNNC + self.convolution(x_BNNC, atlas)
+    def forward(self, x_BNNC: Tensor) -> Tensor:
+        """(B, rows, columns, C) -> the same shape."""
+        x_BNNC = x_BNNC + self.attention(self.attention_norm(x_BNNC))
+        x_BNNC = x_BNNC + self.convolution(x_BNNC)
         return x_BNNC + self.mlp(self.mlp_norm(x_BNNC))
 
 
@@ -106,18 +92,13 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, x_BCNN: Tensor) -> Tensor:
-        """(B, C, rows, columns) -> the same shape."""
+    def forward(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of (B, C, rows, columns), which do not see one another -> maps of the same shapes."""
+        return [self.encode(x_BCNN) for x_BCNN in maps_BCNN]
+
+    def encode(self, x_BCNN: Tensor) -> Tensor:
+        """One map, (B, C, rows, columns) -> the same shape."""
         x_BNNC = self.position(x_BCNN.permute(0, 2, 3, 1)).contiguous()
         for layer in self.layers:
             x_BNNC = layer(x_BNNC)
         return self.norm(x_BNNC).permute(0, 3, 1, 2)
-
-    def together(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
-        """Several maps, which do not see one another, through each layer at once."""
-        maps_BNNC = [self.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
-        atlas = atlas_of(maps_BNNC)
-        sheet_BRLC = atlas.join(maps_BNNC)
-        for layer in self.layers:
-            sheet_BRLC = layer(sheet_BRLC, atlas)
-        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in atlas.split(self.norm(sheet_BRLC))]

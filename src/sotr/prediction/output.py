@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sotr.files import atomic_write
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 
 OVERLAY_SUFFIX = ".overlay.png"
 PREDICTIONS_FILE, RESULTS_FILE, TABLE_FILE, MASKS_FOLDER = "predictions.json", "results.json", "objects.csv", "masks"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sotr.data.images import MAX_PIXELS, load_image
 from sotr.errors import SOTRError
-from sotr.instances import Instances
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
+from sotr.results.instances import Instances
 from sotr.tiling import TilePicture, check_tiles, open_picture, segment_tiles
 
 READERS = min(4, os.cpu_count() or 1)

@@ -15,6 +15,7 @@ from rich.markup import escape
 from sotr.data.images import MAX_PIXELS
 from sotr.errors import SOTRError
 from sotr.loading import load
+from sotr.model.predictor import Predictor
 from sotr.prediction.inputs import Inputs
 from sotr.prediction.output import (
     MASKS_FOLDER,
@@ -35,7 +36,6 @@ from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_fil
 from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
-from sotr.predictor import Predictor
 from sotr.tiling import OVERLAP
 
 

@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sotr.instances import Instances
-from sotr.rle import runs_of
+from sotr.masks.run_lengths import runs_of
+from sotr.results.instances import Instances
 from sotr.tiling.columns import place, unite
 
 MAX_ROWS = 30

@@ -18,12 +18,12 @@ from rich.markup import escape
 
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
-from sotr.instances import Instances
-from sotr.overlay import draw_overlay
 from sotr.prediction.output import output_names, printable, relative_names
 from sotr.prediction.pipeline import Segmentation, Waits, write_behind
 from sotr.prediction.report import counted, print_failures, progress
 from sotr.prediction.video_files import Frame, film, open_camera, open_video, read_ahead
+from sotr.results.drawing import draw_overlay
+from sotr.results.instances import Instances
 
 VIDEO_SUFFIX, FRAMES_SUFFIX, COUNTS_SUFFIX = ".overlay.mp4", ".frames.jsonl", ".counts.csv"
 

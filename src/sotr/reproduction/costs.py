@@ -11,7 +11,7 @@ from sotr.data.batches import Batch, train_loader
 from sotr.data.coco import CocoDataset
 from sotr.data.images import load_image
 from sotr.info import count_components
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.training.module import SOTRModule
 from sotr.training.recipe import Recipe
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
+from sotr.curation.synthetic import write_synthetic
 from sotr.data.coco import CocoDataset, find_data
-from sotr.data.synthetic import write_synthetic
 from sotr.errors import SOTRError
 from sotr.evaluation import evaluate
 from sotr.files import atomic_write
-from sotr.model import load
+from sotr.model.segmenter import load
 from sotr.reproduction.costs import measure
 from sotr.reproduction.report import NOTES, RowResults, table_markdown
 from sotr.reproduction.tables import BASELINE, SCALES, TABLES, Scale, Table

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 
 MaskKind = Literal["rle", "polygons", "png"]
 

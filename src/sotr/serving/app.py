@@ -11,8 +11,8 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.staticfiles import StaticFiles
 
-from sotr.overlay import COLORS
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
+from sotr.results.drawing import COLORS
 from sotr.serving.answers import MaskKind, Prediction
 from sotr.serving.intake import FIELD, Limits
 from sotr.serving.monitor import Monitor

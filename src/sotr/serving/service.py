@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sotr.config import INPUT_DIVISOR
 from sotr.data.images import load_image
 from sotr.errors import SOTRError
-from sotr.instances import Instances
-from sotr.predictor import Predictor
+from sotr.model.predictor import Predictor
+from sotr.results.instances import Instances
 from sotr.serving.admission import Admission, Answer
 from sotr.serving.answers import MaskKind, to_json, to_png
 from sotr.serving.batching import Batcher

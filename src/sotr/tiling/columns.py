@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.rle import Runs
+from sotr.masks.run_lengths import Runs
 
 Ints = NDArray[np.int64]
 

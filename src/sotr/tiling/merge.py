@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.tiling.columns import Ints, areas_inside, intersections
 from sotr.tiling.grid import Grid
 from sotr.tiling.views import Bools, Views, view_tiles

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.instances import Instances
+from sotr.results.instances import Instances
 from sotr.tiling.grid import Grid
 from sotr.tiling.merge import merge_tiles
 from sotr.tiling.pictures import TilePicture

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.instances import Instances
-from sotr.rle import runs_of
+from sotr.masks.run_lengths import runs_of
+from sotr.results.instances import Instances
 from sotr.tiling.columns import Columns, Ints, place, unite
 from sotr.tiling.grid import Grid
 

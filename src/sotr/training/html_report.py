@@ -21,7 +21,7 @@ from sotr.evaluation.confusion import Confusion, confusion
 from sotr.evaluation.evaluate import detect
 from sotr.evaluation.tables import number
 from sotr.files import atomic_write
-from sotr.model import Segmenter
+from sotr.model.segmenter import Segmenter
 from sotr.training.report import METRICS, curves, dress, truth_beside
 
 PICTURES = 4

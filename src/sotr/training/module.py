@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
 from sotr.learning import Assignment, Normalisers, sotr_losses
@@ -54,7 +55,7 @@ class SOTRModule(pl.LightningModule):
         self, config: SOTRConfig, recipe: Recipe, total_iterations: int, seed: int, compile: bool = False
     ) -> None:
         super().__init__()
-        self.network = SOTR(config)
+        self.network = build_network(config)
         # A function, not a module: the state dict must not hold the network twice.
         self._forward = torch.compile(self.network.forward) if compile else self.network.forward
         self.recipe = recipe

@@ -18,7 +18,7 @@ from sotr.data.batches import Batch
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
 from sotr.learning import Assignment, Targets
-from sotr.model import choose_device
+from sotr.model.segmenter import choose_device
 from sotr.training.module import LossNotFinite, SOTRModule, seed_step
 from sotr.training.recipe import Recipe
 

@@ -19,9 +19,9 @@ from sotr.data.coco import CocoDataset, Record
 from sotr.data.images import load_image
 from sotr.evaluation.tables import number
 from sotr.files import atomic_write
-from sotr.instances import Instances
-from sotr.model import Segmenter
-from sotr.panels import panel_sheet
+from sotr.model.segmenter import Segmenter
+from sotr.results.instances import Instances
+from sotr.results.panels import panel_sheet
 
 _COLOURS = {"loss_class": "#d1495b", "loss_mask": "#00798c"}
 _AP_COLOURS = {"AP": "#00798c", "AP50": "#edae49", "AP75": "#d1495b"}

@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
-from sotr.data.advice import fitting_batch_size, mirroring, suggest
+from sotr.curation.advice import fitting_batch_size, mirroring, suggest
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.files import LOCK, atomic_write
-from sotr.model import load
-from sotr.model_files import read_architecture
+from sotr.model.files import read_architecture
+from sotr.model.segmenter import load
 from sotr.training.backbone_weights import backbone_weights
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from sotr.data.advice import mirroring
+from sotr.curation.advice import mirroring
+from sotr.curation.checks import verify
 from sotr.data.batches import WORKER_DIED, died
-from sotr.data.check import verify
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.files import claimed
-from sotr.model import choose_device
+from sotr.model.segmenter import choose_device
 from sotr.training import settings
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices

@@ -16,6 +16,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import distributed as dist
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.batches import WORKER_DIED, lost_worker, train_loader
 from sotr.data.coco import CocoDataset
@@ -26,8 +27,7 @@ from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.evaluate import detect
 from sotr.evaluation.tables import class_table
 from sotr.files import atomic_write
-from sotr.model import Segmenter
-from sotr.network import SOTR
+from sotr.model.segmenter import Segmenter
 from sotr.training import settings
 from sotr.training.averaging import AveragedWeights
 from sotr.training.callbacks import RunKeeper
@@ -263,7 +263,7 @@ class Work:
         summary = TrainingSummary(self.folder, self.folder / "model", keeper.best)
         if not self.devices.main:
             return summary
-        network = SOTR(self.config)
+        network = build_network(self.config)
         weights = self._best_weights(keeper)
         network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
         segmenter = Segmenter(

@@ -1,0 +1,6 @@
+"""Measuring speed and memory, reproducibly."""
+
+from benchmarks.command import benchmark
+from benchmarks.report import Report
+
+__all__ = ["Report", "benchmark"]

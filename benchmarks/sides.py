@@ -1,0 +1,276 @@
+"""What turns pictures into objects in a benchmark: our presets and peers of the same backbone, with random weights."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
+
+from benchmarks.measure import Parts, Stopwatch
+from sotr.acceleration.cuda.recorded import Recorded
+from sotr.config import INPUT_DIVISOR, SOTRConfig
+from sotr.data.sizes import resized_size
+from sotr.data.transforms import pad_batch, preprocess
+from sotr.decoding import DecodeOptions, find, finish
+from sotr.decoding.decode import packed, unpacked
+from sotr.info import count_components
+from sotr.model.segmenter import Segmenter
+from sotr.network import SOTR, DensePredictions, prepare_for_inference
+
+CLASSES = 80
+OBJECTS = 100
+PROPOSALS = 1000
+"""Box candidates that Mask R-CNN's suppression gets, as a trained one has after its threshold, or more."""
+
+SIZED_ALIKE = SOTRConfig()
+"""MaskFormer and Mask2Former were published at the sizes of pictures that our baseline has."""
+
+Work = Callable[[], Parts]
+
+Size = tuple[int, int]
+"""Height and width."""
+
+Way = Literal["prepared", "eager", "compiled", "as it stands"]
+"""How a network of ours runs: as `Segmenter.predict` does it; that without recording on CUDA; that through
+`torch.compile`; without `prepare_for_inference`."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all sides have in common."""
+
+    pictures: Sequence[NDArray[np.uint8]]
+    """Of one size, that go through the network together."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a picture."""
+        return self.pictures[0].shape[0], self.pictures[0].shape[1]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Of the peers; ours is prepared for the type."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def conditions_of(size: Size, device: torch.device, dtype: torch.dtype, batch: int = 1) -> Conditions:
+    """With pictures of noise."""
+    generator = np.random.default_rng(0)
+    return Conditions([generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(batch)], device, dtype)
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A side: one of our presets, at its own size or another."""
+
+    preset: str
+    shortest: int | None = None
+    way: Way = "prepared"
+
+    @property
+    def config(self) -> SOTRConfig:
+        """The architecture."""
+        config = SOTRConfig.preset(self.preset, CLASSES)
+        if self.shortest is None:
+            return config
+        return replace(config, image_size=self.shortest, max_image_size=2 * self.shortest)
+
+    def __call__(self, conditions: Conditions) -> Work:
+        """The side's work."""
+        return _sotr_work(self.config, conditions, self.way)
+
+    def macs(self, conditions: Conditions) -> int:
+        """Multiply-accumulates of a batch through the network, as its formula has them."""
+        return len(conditions.pictures) * count_components(self.config, *self.input_size(conditions))["total"].macs
+
+    def input_size(self, conditions: Conditions) -> Size:
+        """Height and width of the padded input."""
+        size = resized_size(*conditions.size, self.config.image_size, self.config.max_image_size)
+        height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in size)
+        return height, width
+
+
+def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
+    torch.manual_seed(0)
+    names = tuple(str(label) for label in range(config.num_classes))
+    segmenter = Segmenter(SOTR(config), names, range(config.num_classes), device=conditions.device)
+    network: Callable[[Tensor], DensePredictions] = segmenter.network
+    if way != "as it stands":
+        network = prepare_for_inference(segmenter.network, conditions.dtype)
+    if way == "compiled":
+        network = torch.compile(network, dynamic=False)
+    options = DecodeOptions(cell_threshold=0.0, score_threshold=0.0, max_objects=OBJECTS)
+
+    def dense(batch_B3HW: Tensor) -> Sequence[Tensor]:
+        with conditions.autocast() if way == "as it stands" else nullcontext():
+            return network(batch_B3HW)
+
+    def search(batch_B3HW: Tensor) -> Sequence[Tensor]:
+        return unpacked(find(DensePredictions(*dense(batch_B3HW)), options, config))
+
+    recorded = conditions.device.type == "cuda" and way in ("prepared", "compiled")
+    run, run_and_search = (Recorded(dense), Recorded(search)) if recorded else (dense, search)
+
+    @torch.inference_mode()
+    def work() -> Parts:
+        watch = Stopwatch(conditions.device)
+        prepared = [segmenter.prepare(picture) for picture in conditions.pictures]
+        batch_B3HW = pad_batch([each.input_3hw for each in prepared])
+        watch.lap("pre-processing")
+        predictions = DensePredictions(*run(batch_B3HW))
+        watch.lap("network")
+        found = packed(run_and_search(batch_B3HW)) if recorded else find(predictions, options, config)
+        objects = finish(
+            found,
+            [(each.input_3hw.shape[1], each.input_3hw.shape[2]) for each in prepared],
+            [conditions.size] * len(prepared),
+            options,
+            class_names=names,
+            category_ids=segmenter.category_ids,
+        )
+        watch.lap("decoding")
+        if recorded:  # network and search are one recording, so the network ran in there again
+            watch.parts["decoding"] -= watch.parts["network"]
+        assert all(len(each) > 0 for each in objects)
+        return watch.parts
+
+    return work
+
+
+def _mask_rcnn(build: Callable[..., nn.Module], **settings: Any) -> Callable[[Conditions], Work]:
+    """A side: torchvision's Mask R-CNN."""
+
+    def side(conditions: Conditions) -> Work:
+        torch.manual_seed(0)
+        model: Any = build(
+            weights=None, weights_backbone=None, num_classes=CLASSES + 1, box_detections_per_img=OBJECTS, **settings
+        )
+        model = model.eval().to(conditions.device)
+        pictures = [torch.from_numpy(picture).permute(2, 0, 1) for picture in conditions.pictures]
+
+        @torch.inference_mode()
+        def work() -> Parts:
+            watch = Stopwatch(conditions.device)
+            images, _ = model.transform([picture.to(conditions.device).float().div(255) for picture in pictures])
+            watch.lap("pre-processing")
+            with conditions.autocast():
+                features = model.backbone(images.tensors)
+                proposals, _ = model.rpn(images, features)
+                found, _ = model.roi_heads(features, proposals, images.image_sizes)
+            watch.lap("network")
+            for result in model.transform.postprocess(found, images.image_sizes, [conditions.size] * len(pictures)):
+                _ = result["masks"] > 0.5
+            watch.lap("decoding")
+            return watch.parts
+
+        _let_through(model, pictures[0].to(conditions.device).float().div(255))
+        return work
+
+    return side
+
+
+@torch.inference_mode()
+def _let_through(model: Any, image: Tensor) -> None:
+    """Set Mask R-CNN's score threshold so that `PROPOSALS` boxes reach its suppression: with random weights its own
+    would let none through, and none at all would burden it with ninety thousand."""
+    images, _ = model.transform([image])
+    features = model.backbone(images.tensors)
+    proposals, _ = model.rpn(images, features)
+    heads = model.roi_heads
+    logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes)))
+    scores = logits.softmax(-1)[:, 1:].flatten()
+    heads.score_thresh = float(scores.topk(min(PROPOSALS, len(scores))).values[-1])
+
+
+FORMERS = {
+    "MaskFormer": "MaskFormerForInstanceSegmentation",
+    "Mask2Former": "Mask2FormerForUniversalSegmentation",
+}
+"""Names in transformers of the models that are made from a `...Config`."""
+
+
+def _former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions], Work]:
+    """A side: transformers' MaskFormer or Mask2Former with a ResNet-50, made from its configuration."""
+
+    def side(conditions: Conditions) -> Work:
+        torch.manual_seed(0)
+        transformers: Any = import_module("transformers")
+        backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+        settings = getattr(transformers, f"{kind}Config")(backbone_config=backbone, num_labels=CLASSES)
+        model = getattr(transformers, FORMERS[kind])(settings).eval().to(conditions.device)
+
+        @torch.inference_mode()
+        def work() -> Parts:
+            watch = Stopwatch(conditions.device)
+            images = [preprocess(picture, config.image_size, config.max_image_size) for picture in conditions.pictures]
+            batch_B3HW = pad_batch(images).to(conditions.device)
+            watch.lap("pre-processing")
+            with conditions.autocast():
+                found = model(pixel_values=batch_B3HW)
+            watch.lap("network")
+            for index, image in enumerate(images):
+                of_one = found.class_queries_logits[index], found.masks_queries_logits[index]
+                _masks_of_queries(*of_one, conditions.size, _size(image), _size(batch_B3HW))
+            watch.lap("decoding")
+            return watch.parts
+
+        return work
+
+    return side
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
+
+
+def _masks_of_queries(
+    class_logits_QM: Tensor, mask_logits_Qhw: Tensor, size: Size, image_size: Size, padded_size: Size
+) -> Tensor:
+    """The best hundred pairs of query and class, their masks at the picture's size, and mean probabilities: what both
+    papers' decoding does, in few passes over the masks."""
+    scores, index = class_logits_QM.float().softmax(-1)[:, :-1].flatten().topk(OBJECTS)
+    logits = mask_logits_Qhw.float()[index // CLASSES][None]
+    logits = nn.functional.interpolate(logits, padded_size, mode="bilinear", align_corners=False)
+    logits = logits[..., : image_size[0], : image_size[1]]
+    logits = nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
+    masks = logits > 0
+    return scores * (logits.sigmoid() * masks).sum((1, 2)) / masks.sum((1, 2)).clamp(min=1)
+
+
+SIDES: dict[str, Callable[[Conditions], Work]] = {
+    "sotr-r50": Ours("sotr-r50"),
+    "sotr-rt-r50": Ours("sotr-rt-r50"),
+    "sotr-rt-r50 at 800": Ours("sotr-rt-r50", 800),
+    "sotr-r101": Ours("sotr-r101"),
+    "sotr-r50 eager": Ours("sotr-r50", way="eager"),
+    "sotr-rt-r50 eager": Ours("sotr-rt-r50", way="eager"),
+    "sotr-r50 compiled": Ours("sotr-r50", way="compiled"),
+    "sotr-rt-r50 compiled": Ours("sotr-rt-r50", way="compiled"),
+    "sotr-r50 as it stands": Ours("sotr-r50", way="as it stands"),
+    "Mask R-CNN R50-FPN": _mask_rcnn(maskrcnn_resnet50_fpn),
+    "Mask R-CNN R50-FPN v2": _mask_rcnn(maskrcnn_resnet50_fpn_v2),
+    "MaskFormer R50": _former("MaskFormer"),
+    "Mask2Former R50": _former("Mask2Former"),
+}
+"""What can be compared; "as it stands" is the network without `prepare_for_inference`."""
+
+CUDA_ONLY = ("sotr-r50 eager", "sotr-rt-r50 eager", "sotr-r50 compiled", "sotr-rt-r50 compiled")
+"""Sides that elsewhere are what others are, or have no use: eager is without recording, compiled `torch.compile`."""
+
+LONG = (
+    "sotr-rt-r50 at 800",
+    "sotr-r101",
+    "sotr-r50 compiled",
+    "sotr-rt-r50 compiled",
+    "sotr-r50 as it stands",
+    "Mask R-CNN R50-FPN v2",
+    "Mask2Former R50",
+)
+"""Sides that a quick run leaves out."""

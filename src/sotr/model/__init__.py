@@ -1,0 +1,1 @@
+"""Trained models: network, class names and decoding in one object and one folder."""

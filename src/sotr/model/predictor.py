@@ -1,0 +1,166 @@
+"""What every model that segments pictures has in common, whatever runs it. Nothing here needs PyTorch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.decoding.options import DecodeOptions
+from sotr.errors import SOTRError
+from sotr.results.instances import Instances
+from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
+
+Prepared = TypeVar("Prepared")
+
+
+class Predictor(ABC, Generic[Prepared]):
+    """A trained model, ready to segment pictures; `Prepared` is a picture as its network takes it.
+
+    Attributes:
+        class_names: M names.
+        category_ids: M original ids, as the training data numbered them.
+        decode_options: thresholds and limits that `predict` uses.
+        name: what to call the model in reports.
+        device: where the network runs, such as "cpu"; its text is what people read.
+    """
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    decode_options: DecodeOptions
+    name: str
+    device: Any
+
+    @property
+    @abstractmethod
+    def edges(self) -> tuple[int, int]:
+        """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """A hexadecimal number that is another one for other weights."""
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence; the first signature takes it
+        self,
+        pictures: ImageSource,
+        *,
+        score: float | None = None,
+        max_objects: int | None = None,
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
+    ) -> Instances: ...
+
+    @overload
+    def predict(
+        self,
+        pictures: Sequence[ImageSource],
+        *,
+        score: float | None = None,
+        max_objects: int | None = None,
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
+    ) -> list[Instances]: ...
+
+    def predict(
+        self,
+        pictures: ImageSource | Sequence[ImageSource],
+        *,
+        score: float | None = None,
+        max_objects: int | None = None,
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
+    ) -> Instances | list[Instances]:
+        """Segment one picture, or a list of them.
+
+        Args:
+            pictures: a file name, a file's bytes, a PIL picture or an HW3 uint8 RGB array; or a list of these, which
+                may be empty.
+            score: objects below this score, in 0..1, are left out; None takes the model's `decode_options`.
+            max_objects: at most so many objects per picture, best first; None takes the model's `decode_options`.
+            batch_size: pictures that go through the network together. Pictures of different sizes are padded to the
+                largest of their batch, which changes scores and masks slightly; 1 avoids that.
+            tile: segment each picture, of whatever size, in overlapping tiles of so many pixels a side, and merge their
+                objects, see `sotr.tiling`; `max_objects` is then the limit of a tile, and `batch_size` counts tiles.
+            overlap: part of a tile's side, above 0 and at most 0.5, that it shares with the next one.
+
+        Returns:
+            `Instances` at the picture's own size, or a list of them for a list of pictures.
+
+        Raises:
+            SOTRError: a picture cannot be read or has the wrong type, or an argument is out of range.
+        """
+        if batch_size < 1:
+            raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
+        self.options_for(score, max_objects)  # checked even where there is no picture
+        if tile is not None:
+            check_tiles(tile, overlap)
+
+            def in_tiles(picture: ImageSource) -> Instances:
+                with open_picture(picture) as opened:
+                    return segment_tiles(
+                        lambda tiles: self.segment(
+                            [self.prepare(tile) for tile in tiles], score=score, max_objects=max_objects
+                        ),
+                        opened,
+                        tile,
+                        overlap,
+                        class_names=self.class_names,
+                        category_ids=self.category_ids,
+                        batch_size=batch_size,
+                    )
+
+            if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
+                return in_tiles(pictures)
+            return [in_tiles(picture) for picture in pictures]
+        if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
+            return self.segment([self.prepare(pictures)], score=score, max_objects=max_objects)[0]
+        results: list[Instances] = []
+        for start in range(0, len(pictures), batch_size):
+            batch = [self.prepare(picture) for picture in pictures[start : start + batch_size]]
+            results += self.segment(batch, score=score, max_objects=max_objects)
+        return results
+
+    @abstractmethod
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+        """The first half of `predict`: load, resize and normalise a picture; safe in several threads.
+
+        Raises:
+            SOTRError: the picture cannot be read or has more than `max_pixels` pixels.
+        """
+
+    @abstractmethod
+    def segment(
+        self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
+    ) -> list[Instances]:
+        """The second half of `predict`: the objects of pictures that go through the network together.
+
+        Args:
+            batch: at least one; see `predict`'s `batch_size` for what different sizes do.
+            score, max_objects: as for `predict`.
+        """
+
+    def options_for(self, score: float | None, max_objects: int | None) -> DecodeOptions:
+        """The model's decoding with another score threshold and another number of objects, where given.
+
+        Raises:
+            SOTRError: one of them is out of range.
+        """
+        options = self.decode_options
+        if score is not None:
+            if not 0 <= score <= 1:
+                raise SOTRError(f"score is {score}; it must lie in 0..1")
+            options = replace(options, score_threshold=score)
+        if max_objects is not None:
+            if max_objects < 1:
+                raise SOTRError(f"max_objects is {max_objects}; it must be at least 1")
+            # More candidates than objects, for Matrix NMS weeds some out.
+            options = options.with_max_objects(max_objects)
+        return options

@@ -1,0 +1,1 @@
+"""The network of the authors' released checkpoints, and their conversion."""

@@ -1,0 +1,1 @@
+"""What was found in an image, and its drawing."""

@@ -1,0 +1,349 @@
+"""The one result type: the objects found in (or labelled on) one picture.
+
+Masks are kept as COCO run-length encodings, a few hundred bytes each, so that thousands of results fit in memory; the
+dense view is made on demand. Nothing here needs PyTorch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from faster_coco_eval import mask_api_new_cpp
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import ArrayLike, NDArray
+
+from sotr.errors import SOTRError
+from sotr.masks.run_lengths import encode_counts, mask_runs, runs_to_counts
+
+if TYPE_CHECKING:
+    import supervision
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """Objects of one picture, best score first. Made by `from_rles` or `from_masks`.
+
+    Attributes:
+        scores_I: float32 in 0..1, descending.
+        labels_I: int64, position of the object's class in `class_names`.
+        boxes_I4: float32 xyxy in pixels, half-open, tight around the mask (all zero for an empty mask).
+        rles: COCO compressed RLE of each mask, {"size": [H, W], "counts": str}; ready for `json.dumps`.
+        class_names: every class of the model or data set, found here or not.
+        category_ids: the original id of each class, aligned with `class_names`.
+        image_size: (H, W) of the picture in pixels.
+    """
+
+    ROW_COLUMNS: ClassVar[tuple[str, ...]] = (
+        "object", "class", "category_id", "score", "area", "x_min", "y_min", "x_max", "y_max", "x_center", "y_center"
+    )  # fmt: skip
+
+    scores_I: NDArray[np.float32]
+    labels_I: NDArray[np.int64]
+    boxes_I4: NDArray[np.float32]
+    rles: tuple[dict[str, Any], ...]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_size: tuple[int, int]
+
+    @classmethod
+    def from_rles(
+        cls,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        rles: Sequence[Mapping[str, Any]],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> "Instances":
+        """Objects from COCO RLEs; boxes are computed from the masks and the objects sorted by score (ties keep order).
+
+        Args:
+            scores: I numbers in 0..1.
+            labels: I class positions.
+            rles: I RLE dicts; `counts` may be compressed (str or bytes) or a list of run lengths.
+            class_names: M names.
+            category_ids: M original ids.
+            image_size: (H, W) in pixels; every RLE must have it.
+
+        Raises:
+            SOTRError: lengths differ, a label has no class, or an RLE does not decode to `image_size`.
+        """
+        size = (int(image_size[0]), int(image_size[1]))
+        plain_rles = [_plain_rle(rle, size) for rle in rles]
+        return cls.from_encoded(scores, labels, plain_rles, _boxes(plain_rles), class_names, category_ids, size)
+
+    @classmethod
+    def from_encoded(
+        cls,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        rles: Sequence[dict[str, Any]],
+        boxes_I4: NDArray[np.floating | np.integer],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> "Instances":
+        """The same as `from_rles` for RLEs that `encode_masks` made of masks of `image_size`, and their boxes (xyxy).
+
+        Both are taken as they are, for checking them takes longer than making them.
+        """
+        scores_I = np.asarray(scores, np.float32).reshape(-1)
+        labels_I = np.asarray(labels, np.int64).reshape(-1)
+        size = (int(image_size[0]), int(image_size[1]))
+        names, ids = tuple(str(name) for name in class_names), tuple(int(number) for number in category_ids)
+        if not len(scores_I) == len(labels_I) == len(rles):
+            raise SOTRError(
+                f"instances need as many scores as labels and masks: got {len(scores_I)}, {len(labels_I)}, {len(rles)}"
+            )
+        if len(names) != len(ids):
+            raise SOTRError(f"{len(names)} class names do not match {len(ids)} category ids; give one id per class")
+        if len(labels_I) and not (labels_I.min() >= 0 and labels_I.max() < len(names)):
+            raise SOTRError(f"labels run from {labels_I.min()} to {labels_I.max()}, but there are {len(names)} classes")
+        if not np.isfinite(scores_I).all():
+            raise SOTRError("a score is not a finite number")
+
+        order = np.argsort(-scores_I, kind="stable")
+        sorted_rles = [rles[i] for i in order]
+        sorted_boxes = np.asarray(boxes_I4[order], np.float32)
+        return cls(scores_I[order], labels_I[order], sorted_boxes, tuple(sorted_rles), names, ids, size)
+
+    @classmethod
+    def from_masks(
+        cls,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        masks_IHW: NDArray[np.bool_],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+    ) -> "Instances":
+        """Objects from dense masks; see `from_rles`.
+
+        Args:
+            masks_IHW: bool or uint8 (nonzero is inside); with no object its shape is still (0, H, W).
+        """
+        if masks_IHW.ndim != 3:
+            raise SOTRError(f"masks must have shape (objects, height, width), got {masks_IHW.shape}")
+        height, width = masks_IHW.shape[1:]
+        rles = encode_masks(masks_IHW)
+        return cls.from_encoded(scores, labels, rles, _boxes(rles), class_names, category_ids, (height, width))
+
+    @classmethod
+    def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
+        """No object in a picture of `image_size` (H, W)."""
+        return cls.from_rles([], [], [], class_names, category_ids, image_size)
+
+    def __len__(self) -> int:
+        return len(self.scores_I)
+
+    def __iter__(self) -> Iterator["Instances"]:
+        """One-object `Instances`, in order."""
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | NDArray[np.bool_] | NDArray[np.integer]) -> "Instances":
+        """The chosen objects, by position, slice, boolean mask of I, or positions; always `Instances`."""
+        if isinstance(index, (int, slice, np.integer)):
+            chosen = np.atleast_1d(np.arange(len(self))[index])
+        else:
+            wanted = np.asarray(index)
+            # np.asarray([]) is float, which numpy refuses as an index.
+            chosen = np.arange(len(self))[wanted if wanted.size else wanted.astype(np.int64)]
+        return Instances(
+            self.scores_I[chosen],
+            self.labels_I[chosen],
+            self.boxes_I4[chosen],
+            tuple(self.rles[i] for i in chosen),
+            self.class_names,
+            self.category_ids,
+            self.image_size,
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        counts = ", ".join(f"{name}: {count}" for name, count in self.counts().items())
+        return f"Instances({len(self)} objects in {height} x {width} px; {counts or 'none'})"
+
+    @cached_property
+    def areas_I(self) -> NDArray[np.int64]:
+        """Mask areas in pixels."""
+        return np.asarray(coco_mask.area(list(self.rles)), np.int64).reshape(-1)
+
+    @cached_property
+    def masks_IHW(self) -> NDArray[np.bool_]:
+        """Dense masks, made at the first use and kept; I x H x W bytes."""
+        if not len(self):
+            return np.zeros((0, *self.image_size), bool)
+        masks_HWI = coco_mask.decode(list(self.rles))
+        return np.ascontiguousarray(masks_HWI.transpose(2, 0, 1)).view(bool)
+
+    def mask_crop(self, i: int) -> tuple[NDArray[np.bool_], int, int]:
+        """Mask of object i inside its box, without the dense view of all: (mask_hw, x, y) with its top-left pixel."""
+        x0, y0, x1, y1 = (int(value) for value in self.boxes_I4[i])
+        height = self.image_size[0]
+        # Only the box's columns are rasterised (runs go down the columns): for a nucleus in a big picture that is
+        # some fifty times quicker than decoding the whole picture.
+        run_ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([self.rles[i]])[0]["counts"], dtype=np.int64)
+        starts, stops = run_ends[0:-1:2] - x0 * height, run_ends[1::2] - x0 * height
+        real = stops > starts  # encoders may write runs of length zero, even outside the box
+        steps = np.zeros((x1 - x0) * height + 1, np.int8)
+        steps[starts[real]] += 1
+        steps[stops[real]] -= 1
+        columns_WH = np.cumsum(steps[:-1], dtype=np.int8).reshape(x1 - x0, height)
+        return np.ascontiguousarray(columns_WH[:, y0:y1].T).view(bool), x0, y0
+
+    def filter(self, score: float) -> "Instances":
+        """The objects whose score is at least `score`."""
+        return self[self.scores_I >= score]
+
+    def counts(self) -> dict[str, int]:
+        """Objects per class that occurs, most frequent first."""
+        labels, counts = np.unique(self.labels_I, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {self.class_names[labels[i]]: int(counts[i]) for i in order}
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """COCO result dicts: image_id, category_id (the original one), bbox (xywh), segmentation (RLE), score."""
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self.category_ids[label],
+                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
+                "score": round(float(score), 6),
+            }
+            for score, label, (x0, y0, x1, y1), rle in zip(
+                self.scores_I, self.labels_I, self.boxes_I4, self.rles, strict=True
+            )
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain Python values: picture size, classes, and one dict per object (box is xyxy)."""
+        return {
+            "height": self.image_size[0],
+            "width": self.image_size[1],
+            "classes": [
+                {"id": number, "name": name} for number, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+            "objects": [
+                {
+                    "class_name": self.class_names[label],
+                    "category_id": self.category_ids[label],
+                    "score": round(float(score), 6),
+                    "area": int(area),
+                    "box": [float(value) for value in box],
+                    "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
+                }
+                for score, label, area, box, rle in zip(
+                    self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, self.rles, strict=True
+                )
+            ],
+        }
+
+    def to_rows(self) -> list[dict[str, str | int | float]]:
+        """One flat dict per object for a table or CSV, with the keys `ROW_COLUMNS`: object (position), class,
+        category_id, score, area, the box (half-open) and the centre of mass, in pixels."""
+        rows: list[dict[str, str | int | float]] = []
+        for i, (score, label, area, box) in enumerate(
+            zip(self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, strict=True)
+        ):
+            mask_hw, x, y = self.mask_crop(i)
+            # Half-open pixels: the centre of pixel 0 lies at 0.5. An empty mask has no centre of mass.
+            y_center = y + mask_hw.sum(1) @ (np.arange(mask_hw.shape[0]) + 0.5) / area if area else 0.0
+            x_center = x + mask_hw.sum(0) @ (np.arange(mask_hw.shape[1]) + 0.5) / area if area else 0.0
+            values = (
+                i,
+                self.class_names[label],
+                self.category_ids[label],
+                round(float(score), 6),
+                int(area),
+                *(int(value) for value in box),
+                round(float(x_center), 2),
+                round(float(y_center), 2),
+            )
+            rows.append(dict(zip(self.ROW_COLUMNS, values, strict=True)))
+        return rows
+
+    def to_supervision(self) -> "supervision.Detections":
+        """`supervision.Detections` with masks, scores, class positions and `data["class_name"]`."""
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes_I4.copy(),
+            mask=self.masks_IHW,
+            confidence=self.scores_I.copy(),
+            class_id=self.labels_I.copy(),
+            data={"class_name": np.array([self.class_names[label] for label in self.labels_I], dtype=np.str_)},
+        )
+
+    def draw(
+        self, image: "NDArray[np.uint8] | Image.Image | str | Path", scale: int | None = None
+    ) -> NDArray[np.uint8]:
+        """The picture with each object filled, outlined and, where there is room, labelled.
+
+        Colours tell objects apart when the model has one class, and classes otherwise.
+
+        Args:
+            image: the picture of `image_size`: HW3 uint8 RGB, PIL, or a file.
+            scale: enlargement of the result, a whole number >= 1; None enlarges small pictures (shortest edge below
+                600 px) so that outlines stay thin beside the objects.
+
+        Returns:
+            RGB uint8 picture of shape (scale * H, scale * W, 3).
+
+        Raises:
+            SOTRError: the picture cannot be read or has another size than the masks.
+        """
+        from sotr.results.drawing import draw_overlay
+
+        return draw_overlay(self, image, scale)
+
+
+def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """COCO compressed RLEs ({"size": [H, W], "counts": str}) of dense masks, bool or uint8 (nonzero is inside)."""
+    if not len(masks_IHW):
+        return []
+    inside_IHW = masks_IHW if masks_IHW.dtype == bool else masks_IHW != 0
+    # No copy is made of masks that lie in memory column by column.
+    runs = mask_runs(np.ascontiguousarray(inside_IHW.transpose(0, 2, 1)))
+    height, width = masks_IHW.shape[1:]
+    texts = encode_counts(*runs_to_counts(runs, height * width))
+    return [{"size": [height, width], "counts": text} for text in texts]
+
+
+def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
+    """Tight boxes, I x 4, xyxy."""
+    boxes_I4 = np.asarray(coco_mask.toBbox(list(rles)), np.float32).reshape(-1, 4)  # an empty list gives (0, 4)
+    boxes_I4[:, 2:] += boxes_I4[:, :2]
+    return boxes_I4
+
+
+def _text(counts: str | bytes) -> str:
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts
+
+
+def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The RLE with compressed `counts` as str, checked to have `size`."""
+    try:
+        rle_size, counts = (int(rle["size"][0]), int(rle["size"][1])), rle["counts"]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise SOTRError('a mask must be a COCO RLE: {"size": [height, width], "counts": ...}') from error
+    if rle_size != size:
+        raise SOTRError(
+            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit a picture of {size[0]} x {size[1]}"
+        )
+    try:
+        if not isinstance(counts, (str, bytes)):
+            if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
+                raise ValueError("run lengths must be whole numbers of at least 0")
+            runs = [int(run) for run in counts]
+            counts = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
+        plain = {"size": list(size), "counts": _text(counts)}
+        pixels = sum(mask_api_new_cpp.toUncompressedRLE([plain])[0]["counts"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise SOTRError(f"a mask's RLE is damaged: {' '.join(str(error).split())}") from error
+    if pixels != size[0] * size[1]:
+        raise SOTRError(f"a mask's run lengths add up to {pixels}, not to {size[0]} x {size[1]} pixels")
+    return plain

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sotr import cli
+from sotr.decoding import DecodeOptions
+from sotr.errors import SOTRError
+from sotr.model.segmenter import load
+from sotr.released.convert import convert_released, read_tensors
+from tests.network.test_released import fill
+
+
+class Harmful:
+    """What a hostile pickle does when it is loaded."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("harm"),))
+
+
+@pytest.mark.shared
+def test_command_makes_a_model_folder(shared_dir: Path, tmp_path: Path) -> None:
+    state = fill(shared_dir / "reference", "R50")
+    torch.save({"model": state, "iteration": 269999}, tmp_path / "SOTR_R50.pth")
+    out = tmp_path / "model"
+    words = ["convert-released", str(tmp_path / "SOTR_R50.pth"), "--out", str(out), "--width-duplication", "wrapped"]
+    assert cli.run(words) == 0
+    description = json.loads((out / "config.json").read_text())
+    assert description["architecture"]["variant"] == "released"
+    model = load(out)
+    assert (model.class_names[0], model.class_names[-1]) == ("person", "toothbrush")
+    assert (model.category_ids[0], model.category_ids[-1], len(model.category_ids)) == (1, 90, 80)
+    assert model.decode_options == DecodeOptions.released()
+    assert model.config.width_duplication == "wrapped"
+    card = (out / "README.md").read_text()
+    assert "SOTR_R50" in card
+    assert "report a mask AP of 39.6 % on COCO" in card
+
+
+def test_pickles_are_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"weight": torch.zeros(1)}, "extra": Harmful()}, tmp_path / "bad.pth")
+    with pytest.raises(SOTRError, match=r"bad\.pth cannot be read as plain tensors"):
+        convert_released(str(tmp_path / "bad.pth"), str(tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pth"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is missing"), (b"", "cannot be read"), (b"not a checkpoint", "cannot be read")],
+)
+def test_damaged_files(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "SOTR_R50.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SOTRError, match=message):
+        read_tensors(path)
+
+
+def test_other_contents(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(SOTRError, match="does not hold a state dict"):
+        read_tensors(tmp_path / "list.pth")
+    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    assert torch.equal(read_tensors(tmp_path / "other.safetensors")["weight"], torch.ones(2))
+    with pytest.raises(SOTRError, match=r"other\.safetensors: not a released SOTR checkpoint"):
+        convert_released(str(tmp_path / "other.safetensors"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
