@@ -64,10 +64,10 @@ format: $(STAMP)
 	@$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) || exit; done
+	@for which in $(BENCH); do $(BIN)/python -m benchmarks $$which $(QUICK) || exit; done
 
 bench-compare: $(STAMP)
-	@for which in $(BENCH); do $(BIN)/sotr benchmark $$which $(QUICK) --compare-only || exit; done
+	@for which in $(BENCH); do $(BIN)/python -m benchmarks $$which $(QUICK) --compare-only || exit; done
 
 clean:
 	rm -rf $(VENV) build dist site predictions .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,1 @@
-"""Measuring speed and memory, reproducibly."""
-
-from benchmarks.command import benchmark
-from benchmarks.report import Report
-
-__all__ = ["Report", "benchmark"]
+"""Measuring speed, memory and accuracy, beside peers in the same run: `python -m benchmarks --help`."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.measure import Parts, Stopwatch, alternate
 from benchmarks.report import Row, timed
-from sotr.acceleration.cuda.packed_maps import atlas_of
+from sotr.acceleration.cuda.packed_transformer import PackedTransformer
 from sotr.config import SOTRConfig
-from sotr.network.transformer import LAYERS, OriginalLayer
+from sotr.network.transformer import LAYERS, Transformer
 from sotr.training.module import attention_for
 
 WHAT = (
@@ -95,35 +96,33 @@ def together(
     runs: int,
     on_run: Callable[[str], object],
 ) -> tuple[list[Row], list[str]]:
-    """A hybrid twin layer over all levels, one after the other and at once."""
+    """A transformer of one hybrid twin layer over all levels, one after the other and packed."""
     torch.manual_seed(0)
-    config = SOTRConfig()
-    layer = LAYERS["hybrid_twin"](config.width, config.heads, config.mlp_ratio).to(device)
+    config = replace(SOTRConfig(), depth=1)
+    transformer = Transformer(config).to(device)
+    packed = PackedTransformer(transformer)
     rows: list[Row] = []
     findings = []
     for batch in batches:
-        own = [(batch, *shape[1:]) for shape in shapes]
-        maps = [torch.randn(*shape, config.width, device=device) for shape in own]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            atlas = atlas_of(maps)
+        maps = [torch.randn(batch, config.width, *shape[1:], device=device) for shape in shapes]
         sides = {
-            "level by level": partial(_forward_and_step, partial(_one_by_one, layer, maps), device, dtype),
-            "levels together": partial(_forward_and_step, partial(layer, atlas.join(maps), atlas), device, dtype),
+            "level by level": partial(_forward_and_step, partial(_sums, transformer, maps), device, dtype),
+            "levels packed": partial(_forward_and_step, partial(_sums, packed, maps), device, dtype),
         }
         case = f"all levels, batch {batch}"
         on_run(case)
         times = alternate(sides, runs)
         rows += [timed(case, side, part, times[side][part]) for side in sides for part in ("forward", "step")]
         findings += [
-            f"{case}: {part} of the levels together takes "
-            f"{times['levels together'][part].median / times['level by level'][part].median:.2f} times as long."
+            f"{case}: {part} of the levels packed takes "
+            f"{times['levels packed'][part].median / times['level by level'][part].median:.2f} times as long."
             for part in ("forward", "step")
         ]
     return rows, findings
 
 
-def _one_by_one(layer: OriginalLayer, maps: Sequence[Tensor]) -> Tensor:
-    return torch.stack([layer(x_BNNC).float().sum() for x_BNNC in maps])
+def _sums(transformer: nn.Module, maps: Sequence[Tensor]) -> Tensor:
+    return torch.stack([x_BCNN.float().sum() for x_BCNN in transformer(maps)])
 
 
 def _forward_and_step(work: Callable[[], Tensor], device: torch.device, dtype: torch.dtype) -> Parts:
@@ -150,7 +149,7 @@ def _measure(
     runs: int,
     on_run: Callable[[str], object],
 ) -> list[Row]:
-    sides = {name: _Side(name, shapes, device, dtype) for name in names}
+    sides = {name: Side(name, shapes, device, dtype) for name in names}
     times = alternate({name: side.run for name, side in sides.items()}, runs, lambda name: on_run(f"{case} {name}"))
     square = shapes[0][0] if len(shapes) == 1 and shapes[0][0] == shapes[0][1] else None
     cells = sum(math.prod(shape) for shape in shapes)
@@ -164,7 +163,7 @@ def _measure(
     return rows
 
 
-class _Side:
+class Side:
     """A layer of one kind on maps of given shapes."""
 
     def __init__(self, name: str, shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype) -> None:

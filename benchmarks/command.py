@@ -1,4 +1,4 @@
-"""`sotr benchmark`: one command that measures, and says on what and how."""
+"""One command that measures, and says on what and how."""
 
 import json as jsonlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from sotr.model.segmenter import choose_device
 
 Which = Literal["inference", "train", "attention", "decode", "data", "evaluate"]
 
-_BENCHMARKS: dict[str, tuple[Callable[..., Any], str]] = {
+BENCHMARKS: dict[str, tuple[Callable[..., Any], str]] = {
     "inference": (inference.inference, inference.WHAT),
     "train": (training.train, training.WHAT),
     "attention": (attention.attention, attention.WHAT),
@@ -58,17 +58,17 @@ def benchmark(
     Raises:
         SOTRError: an argument is out of range, or there is nothing to compare with.
     """
-    if which not in _BENCHMARKS:
+    if which not in BENCHMARKS:
         raise SOTRError(f"there is no benchmark {which!r}; choose one of {', '.join(get_args(Which))}")
     if threads is not None and threads < 1:
         raise SOTRError(f"threads is {threads}; it must be at least 1")
     chosen = choose_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    run, what = _BENCHMARKS[which]
+    run, what = BENCHMARKS[which]
     machine = describe_machine(chosen)
     if compare_only and not results_file(out, machine).is_file():
-        raise SOTRError(f"{results_file(out, machine)} is not there; run sotr benchmark {which} first")
+        raise SOTRError(f"{results_file(out, machine)} is not there; run python -m benchmarks {which} first")
     console = Console(highlight=False, soft_wrap=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     shown_on = Console(stderr=True)

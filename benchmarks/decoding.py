@@ -40,11 +40,11 @@ def measure(
     memory: bool = True,
 ) -> tuple[list[Row], list[str]]:
     """Every scene with every number of candidates, features of a size."""
-    works = {(scene, count): _work(scene, count, size, device, dtype) for scene in SCENES for count in candidates}
+    works = {(scene, count): work_of(scene, count, size, device, dtype) for scene in SCENES for count in candidates}
     times = alternate({f"{scene}, {count}": work for (scene, count), work in works.items()}, runs, on_run)
     rows = []
     memory = memory and device.type == "cpu"
-    bases = {scene: peak_memory(_predictions, scene, 1, size, device, dtype) if memory else 0.0 for scene in SCENES}
+    bases = {scene: peak_memory(predictions_of, scene, 1, size, device, dtype) if memory else 0.0 for scene in SCENES}
     for scene, count in works:
         peak = None
         if memory:
@@ -54,13 +54,13 @@ def measure(
 
 
 def _once(scene: str, count: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> None:
-    _work(scene, count, size, device, dtype)()
+    work_of(scene, count, size, device, dtype)()
 
 
-def _work(
+def work_of(
     scene: str, count: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> Callable[[], Parts]:
-    dense, config = _predictions(scene, count, size, device, dtype), SOTRConfig()
+    dense, config = predictions_of(scene, count, size, device, dtype), SOTRConfig()
     options = DecodeOptions(points_nms=False, cell_threshold=0.5, max_candidates=max(count, 500), score_threshold=0.0)
     height, width = 4 * size[0], 4 * size[1]
     original = (int(480 * SCENES[scene] * height / 800), int(640 * SCENES[scene] * width / 1088))
@@ -83,7 +83,7 @@ def _work(
     return work
 
 
-def _predictions(
+def predictions_of(
     scene: str, count: int, size: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> DensePredictions:
     """`count` cells over the threshold, each with a kernel of its own."""

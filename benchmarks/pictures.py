@@ -40,7 +40,7 @@ CLASSES = 20
 def data(
     device: torch.device, dtype: torch.dtype, quick: bool, on_run: Callable[[str], object]
 ) -> tuple[list[Row], list[str]]:
-    """Rows and findings of `sotr benchmark data`."""
+    """Rows and findings of `python -m benchmarks data`."""
     return measure_data((1, 30, 300), 480, 640, 4 if quick else 8, 5 if quick else 15, on_run)
 
 
@@ -97,7 +97,7 @@ def _samples(
 def evaluate_benchmark(
     device: torch.device, dtype: torch.dtype, quick: bool, on_run: Callable[[str], object]
 ) -> tuple[list[Row], list[str]]:
-    """Rows and findings of `sotr benchmark evaluate`."""
+    """Rows and findings of `python -m benchmarks evaluate`."""
     return measure_evaluate((10, 50), 480, 640, 50 if quick else 250, 3 if quick else 7, on_run)
 
 

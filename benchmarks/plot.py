@@ -96,4 +96,4 @@ def _label(axis: Axes, title: str) -> None:
 
 def _caption(report: Report) -> str:
     machine = report.machine
-    return f"sotr benchmark {report.name}, {report.precision}: {machine.device}, {machine.threads} threads"
+    return f"python -m benchmarks {report.name}, {report.precision}: {machine.device}, {machine.threads} threads"

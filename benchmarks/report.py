@@ -46,7 +46,7 @@ class Report:
         versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
         device = "" if machine.device == machine.processor else f"{machine.device}; "
         lines = [
-            f"### `sotr benchmark {self.name}{' --quick' if self.quick else ''}"
+            f"### `python -m benchmarks {self.name}{' --quick' if self.quick else ''}"
             f"{'' if self.precision == 'float32' else f' --precision {self.precision}'}`",
             "",
             f"{self.what} {device}{machine.cores} cores of {machine.processor}, {machine.threads} threads; "

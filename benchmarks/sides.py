@@ -1,7 +1,7 @@
 """What turns pictures into objects in a benchmark: our presets and peers of the same backbone, with random weights."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
 from benchmarks.measure import Parts, Stopwatch
-from sotr.acceleration.cuda.recorded import Recorded
+from sotr.building import build_network
 from sotr.config import INPUT_DIVISOR, SOTRConfig
 from sotr.data.sizes import resized_size
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, find, finish
-from sotr.decoding.decode import packed, unpacked
 from sotr.info import count_components
 from sotr.model.segmenter import Segmenter
-from sotr.network import SOTR, DensePredictions, prepare_for_inference
+from sotr.network import DensePredictions
 
 CLASSES = 80
 OBJECTS = 100
@@ -36,9 +35,8 @@ Work = Callable[[], Parts]
 Size = tuple[int, int]
 """Height and width."""
 
-Way = Literal["prepared", "eager", "compiled", "as it stands"]
-"""How a network of ours runs: as `Segmenter.predict` does it; that without recording on CUDA; that through
-`torch.compile`; without `prepare_for_inference`."""
+Way = Literal["auto", "pytorch", "compiled"]
+"""How a network of ours runs: as `Segmenter.predict` does it; in plain PyTorch; that through `torch.compile`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Conditions:
         return self.pictures[0].shape[0], self.pictures[0].shape[1]
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Of the peers; ours is prepared for the type."""
+        """Of the peers; ours has its own."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
@@ -72,7 +70,7 @@ class Ours:
 
     preset: str
     shortest: int | None = None
-    way: Way = "prepared"
+    way: Way = "auto"
 
     @property
     def config(self) -> SOTRConfig:
@@ -100,35 +98,36 @@ class Ours:
 def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
     torch.manual_seed(0)
     names = tuple(str(label) for label in range(config.num_classes))
-    segmenter = Segmenter(SOTR(config), names, range(config.num_classes), device=conditions.device)
-    network: Callable[[Tensor], DensePredictions] = segmenter.network
-    if way != "as it stands":
-        network = prepare_for_inference(segmenter.network, conditions.dtype)
+    segmenter = Segmenter(
+        build_network(config),
+        names,
+        range(config.num_classes),
+        device=conditions.device,
+        precision=str(conditions.dtype).removeprefix("torch."),
+        engine="auto" if way == "auto" else "pytorch",
+    )
+    run: Callable[[Tensor], DensePredictions] = segmenter.forward
+    if way == "auto":
+        segmenter.accelerate()
     if way == "compiled":
-        network = torch.compile(network, dynamic=False)
+        compiled = torch.compile(segmenter.network, dynamic=False)
+
+        def run(batch_B3HW: Tensor) -> DensePredictions:
+            with conditions.autocast():
+                return compiled(batch_B3HW.contiguous(memory_format=torch.channels_last))
+
     options = DecodeOptions(cell_threshold=0.0, score_threshold=0.0, max_objects=OBJECTS)
-
-    def dense(batch_B3HW: Tensor) -> Sequence[Tensor]:
-        with conditions.autocast() if way == "as it stands" else nullcontext():
-            return network(batch_B3HW)
-
-    def search(batch_B3HW: Tensor) -> Sequence[Tensor]:
-        return unpacked(find(DensePredictions(*dense(batch_B3HW)), options, config))
-
-    recorded = conditions.device.type == "cuda" and way in ("prepared", "compiled")
-    run, run_and_search = (Recorded(dense), Recorded(search)) if recorded else (dense, search)
 
     @torch.inference_mode()
     def work() -> Parts:
         watch = Stopwatch(conditions.device)
         prepared = [segmenter.prepare(picture) for picture in conditions.pictures]
-        batch_B3HW = pad_batch([each.input_3hw for each in prepared])
+        batch_B3HW = pad_batch([each.input_3hw for each in prepared]).to(conditions.device)
         watch.lap("pre-processing")
-        predictions = DensePredictions(*run(batch_B3HW))
+        predictions = run(batch_B3HW)
         watch.lap("network")
-        found = packed(run_and_search(batch_B3HW)) if recorded else find(predictions, options, config)
         objects = finish(
-            found,
+            find(predictions, options, config),
             [(each.input_3hw.shape[1], each.input_3hw.shape[2]) for each in prepared],
             [conditions.size] * len(prepared),
             options,
@@ -136,15 +135,13 @@ def _sotr_work(config: SOTRConfig, conditions: Conditions, way: Way) -> Work:
             category_ids=segmenter.category_ids,
         )
         watch.lap("decoding")
-        if recorded:  # network and search are one recording, so the network ran in there again
-            watch.parts["decoding"] -= watch.parts["network"]
         assert all(len(each) > 0 for each in objects)
         return watch.parts
 
     return work
 
 
-def _mask_rcnn(build: Callable[..., nn.Module], **settings: Any) -> Callable[[Conditions], Work]:
+def mask_rcnn(build: Callable[..., nn.Module], **settings: Any) -> Callable[[Conditions], Work]:
     """A side: torchvision's Mask R-CNN."""
 
     def side(conditions: Conditions) -> Work:
@@ -196,7 +193,7 @@ FORMERS = {
 """Names in transformers of the models that are made from a `...Config`."""
 
 
-def _former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions], Work]:
+def former(kind: str, config: SOTRConfig = SIZED_ALIKE) -> Callable[[Conditions], Work]:
     """A side: transformers' MaskFormer or Mask2Former with a ResNet-50, made from its configuration."""
 
     def side(conditions: Conditions) -> Work:
@@ -247,30 +244,27 @@ def _masks_of_queries(
 SIDES: dict[str, Callable[[Conditions], Work]] = {
     "sotr-r50": Ours("sotr-r50"),
     "sotr-rt-r50": Ours("sotr-rt-r50"),
+    "sotr-nano": Ours("sotr-nano"),
     "sotr-rt-r50 at 800": Ours("sotr-rt-r50", 800),
     "sotr-r101": Ours("sotr-r101"),
-    "sotr-r50 eager": Ours("sotr-r50", way="eager"),
-    "sotr-rt-r50 eager": Ours("sotr-rt-r50", way="eager"),
-    "sotr-r50 compiled": Ours("sotr-r50", way="compiled"),
-    "sotr-rt-r50 compiled": Ours("sotr-rt-r50", way="compiled"),
-    "sotr-r50 as it stands": Ours("sotr-r50", way="as it stands"),
-    "Mask R-CNN R50-FPN": _mask_rcnn(maskrcnn_resnet50_fpn),
-    "Mask R-CNN R50-FPN v2": _mask_rcnn(maskrcnn_resnet50_fpn_v2),
-    "MaskFormer R50": _former("MaskFormer"),
-    "Mask2Former R50": _former("Mask2Former"),
+    "sotr-r50, plain PyTorch": Ours("sotr-r50", way="pytorch"),
+    "sotr-rt-r50, plain PyTorch": Ours("sotr-rt-r50", way="pytorch"),
+    "sotr-nano, plain PyTorch": Ours("sotr-nano", way="pytorch"),
+    "sotr-rt-r50, torch.compile": Ours("sotr-rt-r50", way="compiled"),
+    "sotr-nano, torch.compile": Ours("sotr-nano", way="compiled"),
+    "Mask R-CNN R50-FPN": mask_rcnn(maskrcnn_resnet50_fpn),
+    "Mask R-CNN R50-FPN v2": mask_rcnn(maskrcnn_resnet50_fpn_v2),
+    "MaskFormer R50": former("MaskFormer"),
+    "Mask2Former R50": former("Mask2Former"),
 }
-"""What can be compared; "as it stands" is the network without `prepare_for_inference`."""
-
-CUDA_ONLY = ("sotr-r50 eager", "sotr-rt-r50 eager", "sotr-r50 compiled", "sotr-rt-r50 compiled")
-"""Sides that elsewhere are what others are, or have no use: eager is without recording, compiled `torch.compile`."""
+"""What can be compared. Ours runs with OpenVINO on CPUs, if it is installed, unless its name says otherwise."""
 
 LONG = (
     "sotr-rt-r50 at 800",
     "sotr-r101",
-    "sotr-r50 compiled",
-    "sotr-rt-r50 compiled",
-    "sotr-r50 as it stands",
+    "sotr-rt-r50, torch.compile",
+    "sotr-nano, torch.compile",
     "Mask R-CNN R50-FPN v2",
     "Mask2Former R50",
 )
-"""Sides that a quick run leaves out."""
+"""Models that a quick run leaves out."""

@@ -11,7 +11,6 @@ shell lines are parsed, and `sotr` lines run by the slow tests/test_guides.py. A
 file. All blocks of a page share a folder and names.
 """
 
-import ast
 import importlib
 import os
 import re
@@ -217,43 +216,11 @@ def test_links_and_paths_exist(page: Path) -> None:
             assert (page.parent / target.split("#")[0]).exists(), target
 
 
-@pytest.mark.parametrize("name", ["network.svg", "house.svg"])
-def test_the_drawings_name_files_that_exist(name: str) -> None:
-    drawn = re.findall(r'class="file">([^<]+)<', (ROOT / "docs" / name).read_text(encoding="utf-8"))
+def test_the_drawing_names_files_that_exist() -> None:
+    drawn = re.findall(r'class="file">([^<]+)<', (ROOT / "docs" / "network.svg").read_text(encoding="utf-8"))
     files = [file for line in drawn for file in line.split()]
     assert len(files) > 10
     assert [file for file in files if not (ROOT / "src" / "sotr" / file).exists()] == []
-
-
-def test_imports_go_down_the_floors_of_the_drawing() -> None:
-    package = ROOT / "src" / "sotr"
-    floors = (ROOT / "docs" / "house.svg").read_text(encoding="utf-8").split('<g class="floor">')[1:]
-    floor_of = {
-        name.rstrip("/"): number
-        for number, floor in enumerate(floors)
-        for name in re.findall(r'class="file">([^<]+)<', floor)
-    }
-    rooms = {path.name for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert set(floor_of) == rooms - {"__init__.py"}
-    upwards = [
-        f"{file.relative_to(package)} imports {imported}"
-        for file in package.rglob("*.py")
-        for room in file.relative_to(package).parts[:1]
-        if room != "__init__.py"
-        for imported in _rooms_imported_by(file, package) - {room}
-        if floor_of[imported] <= floor_of[room]
-    ]
-    assert upwards == []
-
-
-def _rooms_imported_by(file: Path, package: Path) -> set[str]:
-    """Files and folders of the package whose import a file's own import begins with; not those inside functions."""
-    rooms = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sotr."):
-            room = node.module.split(".")[1]
-            rooms.add(room if (package / room).is_dir() else f"{room}.py")
-    return rooms
 
 
 @pytest.mark.parametrize("room", ["", *(f".{page.stem}" for page in REFERENCE if page.stem != "index")])

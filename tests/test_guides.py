@@ -17,7 +17,6 @@ from tests.test_docs import BLOCKS, ROOT, RUN_PAGES, Block, programs
 
 ELSEWHERE = {
     "sotr serve": "tests/serving start it",
-    "sotr benchmark": "tests/benchmarks run it",
     "sotr reproduce": "tests/reproduction run it",
     "sotr convert-released": "tests/network/test_released.py converts them",
     "sotr predict 0": "needs a camera",

@@ -7,8 +7,10 @@
 from typing import TYPE_CHECKING, Any
 
 from sotr.lazy import lazy_names
+from sotr.moved import keep_old_names
 
 if TYPE_CHECKING:
+    from sotr.building import build_network
     from sotr.config import SOTRConfig
     from sotr.errors import SOTRError
     from sotr.evaluation.evaluate import evaluate
@@ -28,6 +30,7 @@ __all__ = [
     "SOTRError",
     "Segmenter",
     "__version__",
+    "build_network",
     "evaluate",
     "load",
     "predict",
@@ -40,6 +43,7 @@ _HOMES = {
     "SOTRConfig": "sotr.config",
     "SOTRError": "sotr.errors",
     "Segmenter": "sotr.model.segmenter",
+    "build_network": "sotr.building",
     "evaluate": "sotr.evaluation",
     "load": "sotr.loading",
     "predict": "sotr.prediction",
@@ -48,6 +52,7 @@ _HOMES = {
 
 
 _get, _names = lazy_names(__name__, _HOMES)
+keep_old_names()
 
 
 def __getattr__(name: str) -> Any:

@@ -48,11 +48,11 @@ COMMANDS = {
     ),
     "serve": Command("sotr.serving", "serve a model over HTTP, with a page to try it", extra="serve"),
     "pre-annotate": Command("sotr.curation.pre_annotate", "turn predictions into Label Studio tasks to correct"),
-    "convert-released": Command("sotr.released.convert", "turn the authors' released checkpoint into a model folder"),
+    "convert-released": Command("sotr.conversion", "turn the authors' released checkpoint into a model folder"),
     "reproduce": Command("sotr.reproduction", "train and measure the rows of the paper's Tables 1 to 5", extra="train"),
     "explain": Command("sotr.explanation", "draw mask features, class scores and attention inside a model"),
-    "benchmark": Command("benchmarks", "measure speed and memory, side by side with peers", extra="train"),
     "info": Command("sotr.info", "show parameters and multiply-accumulates per component", positional=("model",)),
+    "doctor": Command("sotr.doctor", "show versions, devices, extras and caches for a bug report"),
     "data check": Command("sotr.curation", "look a data set over, and repair it", function="check_data"),
     "data convert": Command(
         "sotr.curation.convert", "turn YOLO, Pascal VOC, labelme or mask pictures into COCO", function="convert_data"
@@ -63,6 +63,9 @@ COMMANDS = {
     ),
 }
 """Command, of one word or two, -> its function."""
+
+MOVED = {"benchmark": "measuring is part of the repository now: python -m benchmarks NAME in a checkout of it"}
+"""Former commands, and what took their places."""
 
 GROUPS = {"data": "check, convert, show or make a data set"}
 """First words of commands of two."""
@@ -85,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     words = [_with_hyphens(word) for word in arguments]
     chosen = _chosen(words)
     try:
+        if chosen in MOVED:
+            raise SOTRError(f"sotr {chosen}: {MOVED[chosen]}")
         parser, function = build_parser(chosen)
         if not words:
             parser.print_help()
@@ -103,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
     except (SOTRError, ArgumentError) as error:
         if os.environ.get("SOTR_DEBUG") == "1":
             raise
-        print(f"error: {_one_line(error, chosen)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {one_line(error, chosen)}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)  # noqa: T201
@@ -236,7 +241,7 @@ def _check_config(path: Path, function: Callable[..., Any]) -> None:
             raise SOTRError(f"{path}: {name} is {value!r}; give a list, such as [{value or '...'}]")
 
 
-def _one_line(error: Exception, chosen: str | None) -> str:
+def one_line(error: Exception, chosen: str | None = None) -> str:
     """The error's message on one line; of the parser's without its inner life, and with the way to the help."""
     message = " ".join(str(error).split())
     if isinstance(error, SOTRError):

@@ -115,6 +115,11 @@ class SOTRConfig:
             raise SOTRError(
                 f"width_duplication is {self.width_duplication!r}; choose one of {', '.join(WIDTH_DUPLICATIONS)}"
             )
+        if self.variant == "paper" and self.width_duplication != "exact":
+            raise SOTRError(
+                f"width_duplication is {self.width_duplication!r}, but only the released variant duplicates the width; "
+                "leave it out, or set variant to 'released'"
+            )
         if not set(self.deformable_stages) <= {2, 3, 4, 5}:
             raise SOTRError(f"deformable_stages is {self.deformable_stages}; choose among 2, 3, 4 and 5")
         if self.transformer not in TRANSFORMERS:

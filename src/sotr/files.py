@@ -14,6 +14,12 @@ LOCK = ".lock"
 """File that the process which works in a folder holds; the system lets go of it when that dies."""
 
 
+def cache_folder() -> Path:
+    """`SOTR_CACHE` in the environment, or sotr in the user's cache folder."""
+    named = os.environ.get("SOTR_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sotr"
+
+
 def read_settings(path: Path, known: Sequence[str]) -> dict[Any, Any]:
     """The settings in a YAML or JSON file, as they stand there.
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision import ops as _registers_deform_conv2d  # noqa: F401
 
 from sotr.building import build_network
 from sotr.config import INPUT_DIVISOR, PRESETS, SOTRConfig
@@ -24,6 +25,15 @@ class Component:
 
     parameters: int
     macs: int
+
+
+def _deformable_flops(x: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
+    """Of a deformable convolution: what an ordinary one of its kernel takes; moving the samples is not counted."""
+    return 2 * out_shape.numel() * weight[1:].numel()
+
+
+_FLOPS: dict[Any, Any] = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
+"""Of operators that PyTorch's counter does not know."""
 
 
 def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, Component]:
@@ -44,7 +54,7 @@ def count_components(config: SOTRConfig, height: int, width: int) -> dict[str, C
         # The counter's hooks stumble over parameters that are handed on as they are, as static kernels are.
         network = build_network(config).eval().requires_grad_(False)
         images_B3HW = torch.zeros(1, 3, height, width)
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_FLOPS)
     with torch.no_grad(), counter:
         network(images_B3HW)
     flops = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}

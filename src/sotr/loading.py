@@ -16,7 +16,10 @@ EXPORTED_SUFFIXES = (".onnx", ".xml")
 
 
 def load(
-    name_or_path: "str | Path", device: "str | torch.device" = "cpu", precision: str = "float32"
+    name_or_path: "str | Path",
+    device: "str | torch.device" = "cpu",
+    precision: str = "float32",
+    engine: str = "auto",
 ) -> "Segmenter | ExportedSegmenter":
     """A trained model, ready to predict.
 
@@ -29,6 +32,8 @@ def load(
             ONNX Runtime's build for it, on "cuda".
         precision: of convolutions and matrix products: "float32", or "bfloat16", which is quicker where the device has
             it and changes scores and outlines a little; exported files have their own.
+        engine: "auto" takes the quickest way that proves itself on the device; "pytorch" plain PyTorch alone, which
+            starts at once and needs less memory on CPUs.
 
     Raises:
         SOTRError: there is no such model, or it cannot be used.
@@ -48,4 +53,4 @@ def load(
             f"the model {name_or_path} needs the package {error.name}; install sotr with all it depends on "
             f"(pip install sotr), or use an exported model: --model MODEL.onnx"
         ) from error
-    return load_model(name_or_path, device, precision)
+    return load_model(name_or_path, device, precision, engine)

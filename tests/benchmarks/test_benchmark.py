@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.command import _BENCHMARKS
+from benchmarks.__main__ import main
+from benchmarks.command import BENCHMARKS, benchmark
 from benchmarks.measure import describe_machine
-from sotr.acceleration.cpu.winograd import ONEDNN
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from benchmarks import attention, decoding, inference, on_card, pictures, sides, training
 from benchmarks import report as reports
-from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.info import count_components
-from sotr.network import SOTR, prepare_for_inference
 from sotr.network.transformer import LAYERS
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
@@ -37,8 +35,8 @@ def broken(conditions):
 def test_inference(monkeypatch):
     chosen = {
         "sotr-nano": sides.Ours("sotr-nano", 64),
-        "sotr-nano as it stands": sides.Ours("sotr-nano", 64, "as it stands"),
-        "Mask R-CNN": sides._mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
+        "sotr-nano, plain PyTorch": sides.Ours("sotr-nano", 64, "pytorch"),
+        "Mask R-CNN": sides.mask_rcnn(maskrcnn_resnet50_fpn, min_size=64, max_size=96),
     }
     monkeypatch.setattr(inference, "SIDES", chosen | {"broken": broken})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 12.4)
@@ -54,23 +52,12 @@ def test_inference(monkeypatch):
     check(rows, ["48 x 64, 2 together"], ["sotr-nano"], ["pre-processing", "network", "decoding", "total"])
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("backbone", ["resnet10t", "resnet26"])
-def test_operations_of_a_prepared_network_are_counted(monkeypatch, backbone):
-    direct = replace(ONEDNN, channels_from=1 << 30)
-    monkeypatch.setattr("sotr.acceleration.cpu.fast_conv.quickest_library", lambda: direct)
-    config = replace(SOTRConfig.preset("sotr-nano"), backbone=backbone, depth=1)
-    network = prepare_for_inference(SOTR(config).eval())
-    counted = inference.macs_of(lambda: network(torch.zeros(1, 3, 64, 96)) and {})
-    assert counted == count_components(config, 64, 96)["total"].macs
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["MaskFormer", "Mask2Former"])
 def test_peers_from_transformers(monkeypatch, kind):
     pytest.importorskip("transformers")
     small = replace(SOTRConfig(), image_size=64, max_image_size=96)
-    monkeypatch.setattr(inference, "SIDES", {kind: sides._former(kind, small)})
+    monkeypatch.setattr(inference, "SIDES", {kind: sides.former(kind, small)})
     monkeypatch.setattr(inference, "memory_of", lambda *_: 1.0)
     monkeypatch.setattr(inference, "MATRIX", 64)
     rows, _ = inference.measure([kind], (48, 64), CPU, FLOAT, 1, str)
@@ -106,7 +93,7 @@ def test_attention():
         assert saved["grids", side] == pytest.approx(saved["4 x 4", side] + saved["3 x 5", side], rel=0.01)
     assert len(findings) == 2
     levels, ratios = attention.together([(1, 4, 4), (1, 3, 5)], (1, 2), CPU, FLOAT, 1, str)
-    cases, sides = ["all levels, batch 1", "all levels, batch 2"], ["level by level", "levels together"]
+    cases, sides = ["all levels, batch 1", "all levels, batch 2"], ["level by level", "levels packed"]
     check(levels, cases, sides, ["forward", "step"])
     assert len(ratios) == 4
 
@@ -118,7 +105,7 @@ def test_operations_of_a_side_are_those_of_its_padded_batch():
 
 
 def test_every_side_has_a_use():
-    assert set(sides.CUDA_ONLY) | set(sides.LONG) <= set(sides.SIDES)
+    assert set(sides.LONG) <= set(sides.SIDES)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +139,7 @@ def test_saved_bytes_are_those_that_the_backward_pass_reads():
 
 def test_plain_attention_saves_weights_that_grow_with_the_square_of_the_cells():
     def saved(side, cells):
-        return attention._Side(side, [(cells, cells)], CPU, FLOAT).saved_bytes()
+        return attention.Side(side, [(cells, cells)], CPU, FLOAT).saved_bytes()
 
     plain = saved("original, plain", 24) - saved("original, fused", 24)
     assert plain > 0.9 * 4 * 8 * 24**4  # a weight of float32 per head and pair of cells
@@ -168,7 +155,7 @@ def test_a_photograph_is_larger_than_other_scenes(monkeypatch):
     sizes = []
     monkeypatch.setattr(decoding, "decode", lambda *arguments, **options: sizes.append(arguments[1:3]))
     for scene in ("blobs", "photograph"):
-        decoding._work(scene, 5, (200, 272), CPU, FLOAT)()
+        decoding.work_of(scene, 5, (200, 272), CPU, FLOAT)()
     assert sizes == [([(800, 1088)], [(480, 640)]), ([(800, 1088)], [(3000, 4000)])]
 
 
@@ -176,7 +163,7 @@ def test_a_photograph_is_larger_than_other_scenes(monkeypatch):
 def test_decode(scene):
     rows, _ = decoding.measure((24, 40), (5, 120), CPU, FLOAT, 1, str, memory=False)
     check(rows, decoding.SCENES, ["5 candidates", "120 candidates"], ["total"])
-    dense = decoding._predictions(scene, 120, (24, 40), CPU, FLOAT)
+    dense = decoding.predictions_of(scene, 120, (24, 40), CPU, FLOAT)
     assert (dense.class_logits_BKM.sigmoid() > 0.5).sum() == 120
 
 
@@ -198,7 +185,7 @@ def tiny(monkeypatch):
     def run(device, dtype, quick, on_run):
         return decoding.measure((24, 40), (5,), device, dtype, 1, on_run, memory=False)
 
-    monkeypatch.setitem(_BENCHMARKS, "decode", (run, "Decoding of little."))
+    monkeypatch.setitem(BENCHMARKS, "decode", (run, "Decoding of little."))
 
 
 def test_files_and_comparison(tiny, tmp_path, capsys):
@@ -214,7 +201,7 @@ def test_files_and_comparison(tiny, tmp_path, capsys):
     assert torch.__version__.startswith(stored["decode"]["machine"]["versions"]["torch"])
     page = (tmp_path / f"{kind}-decode.md").read_text()
     assert page in capsys.readouterr().out
-    assert "`sotr benchmark decode --quick`" in page
+    assert "`python -m benchmarks decode --quick`" in page
     assert [page.count(f"\n| {scene} |") for scene in decoding.SCENES] == [1] * len(decoding.SCENES)
     assert (tmp_path / f"{kind}-decode.png").read_bytes().startswith(b"\x89PNG")
 
@@ -237,7 +224,7 @@ def test_curves_are_drawn(tmp_path, tiny):
 
 
 def test_json_is_one_object(tiny, tmp_path, capsys):
-    assert run(["benchmark", "decode", "--out", str(tmp_path), "--quiet", "--json"]) == 0
+    assert main(["decode", "--out", str(tmp_path), "--quiet", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == len(decoding.SCENES)
 
 
@@ -246,12 +233,12 @@ def test_json_is_one_object(tiny, tmp_path, capsys):
     [
         (["speed"], "speed"),
         (["decode", "--threads", "0"], "threads is 0"),
-        (["decode", "--compare-only"], "run sotr benchmark decode first"),
+        (["decode", "--compare-only"], "run python -m benchmarks decode first"),
         (["decode", "--device", "tpu"], "tpu"),
     ],
 )
 def test_bad_input_is_one_line(words, message, tmp_path, capsys):
-    assert run(["benchmark", *words, "--out", str(tmp_path)]) == 2
+    assert main([*words, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -276,7 +263,7 @@ def test_a_kind_of_machine_says_what_sets_its_speed(monkeypatch):
 @pytest.mark.gpu
 def test_what_is_said_of_a_card(monkeypatch):
     cuda, half = torch.device("cuda"), torch.bfloat16
-    ways = {f"sotr-nano {way}": sides.Ours("sotr-nano", 64, way) for way in ("prepared", "eager", "as it stands")}
+    ways = {f"sotr-nano {way}": sides.Ours("sotr-nano", 64, way) for way in ("auto", "pytorch", "compiled")}
     monkeypatch.setattr(inference, "SIDES", ways)
     rows, findings = inference.measure(list(ways), (48, 64), cuda, half, 2, str, batch=2)
     check(rows, ["48 x 64, 2 together"], ways, ["pre-processing", "network", "decoding", "total"])

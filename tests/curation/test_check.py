@@ -16,11 +16,11 @@ from rich.console import Console
 
 from sotr.config import SOTRConfig
 from sotr.curation import check_data, show_data
+from sotr.curation import image_files as pictures_module
 from sotr.curation.checks import verify
 from sotr.curation.findings import KINDS
 from sotr.curation.image_files import identical_pairs, open_pictures, similar_pairs
 from sotr.curation.synthetic import SyntheticShapes, write_synthetic
-from sotr.data import pictures as pictures_module
 from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle

@@ -4,12 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions, decode
-from sotr.decoding.decode import best_scores, points_nms
+from sotr.decoding.decode import points_nms
 from sotr.errors import SOTRError
 from sotr.network import DensePredictions
 
@@ -130,19 +128,6 @@ def test_chunks_change_nothing(monkeypatch):
     (chunked,) = run(predictions, original=(90, 130), points_nms=False)
     assert len(whole) > 5
     assert whole.rles == chunked.rles
-
-
-@given(
-    cells=st.integers(1, 40), classes=st.integers(1, 5), count=st.integers(1, 250), kinds=st.sampled_from([3, 10**6])
-)
-def test_best_scores_are_those_of_sorting_all(cells, classes, count, kinds):
-    generator = torch.Generator().manual_seed(cells * 1000 + count)
-    scores_KM = torch.randint(kinds, (cells, classes), generator=generator) / kinds  # of three kinds most are ties
-    scores_I, index_I = best_scores(scores_KM, count)
-    expected = scores_KM.flatten().sort(descending=True).values[:count]
-    assert torch.equal(scores_I, expected)
-    assert torch.equal(scores_KM.flatten()[index_I], expected)
-    assert len(index_I.unique()) == len(index_I)
 
 
 def test_points_nms_keeps_the_best_of_each_two_by_two():

@@ -9,10 +9,12 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from torch.nn import functional as F
 
+from sotr.acceleration.cuda.compress import compress_on_gpu
 from sotr.config import SOTRConfig
-from sotr.decoding import DecodeOptions, decode, rle_on_host
+from sotr.decoding import DecodeOptions, decode
 from sotr.decoding.decode import LEVEL_STRIDES, points_nms
 from sotr.decoding.matrix_nms import intersections, mask_iou, mask_nms, matrix_nms
+from sotr.masks import compress
 from sotr.network import DensePredictions, mask_logits
 
 DECODE = sys.modules["sotr.decoding.decode"]
@@ -92,9 +94,8 @@ def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
         {"cell_threshold": 0.7},
     ],
 )
-@pytest.mark.parametrize("host", [True, False])
-def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings, host):
-    monkeypatch.setattr(DECODE, "on_host", lambda device: host)
+@pytest.mark.parametrize("compress_with", [compress.compress_on_host, compress_on_gpu])
+def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, settings, compress_with):
     options = DecodeOptions(**({"mask_threshold": 0.6} | settings))
     dense = predictions(kernel_size)
     if channels_last:
@@ -103,11 +104,21 @@ def test_equals_the_plain_steps(monkeypatch, kernel_size, channels_last, setting
     names, ids = ("a", "b", "c"), (1, 2, 3)
     for small in (False, True):
         if small:  # every kind of piece is small, so that there are many of each
-            sizes = {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "BANDS_AT_ONCE": 5, "UPSAMPLED_PIXELS": 9000}
+            sizes = {"CANDIDATES_AT_ONCE": 7, "LOGITS_AT_ONCE": 500, "HELD_LOGITS": 900}
             for name, value in sizes.items():
                 monkeypatch.setattr(DECODE, name, value)
-            monkeypatch.setattr(rle_on_host, "CACHED_PIXELS", 9000)
-        found = decode(dense, [IMAGE] * 2, [ORIGINAL] * 2, options, config=CONFIG, class_names=names, category_ids=ids)
+            monkeypatch.setattr(compress, "CACHED_PIXELS", 9000)
+            monkeypatch.setattr("sotr.acceleration.cuda.compress.UPSAMPLED_PIXELS", 9000)
+        found = decode(
+            dense,
+            [IMAGE] * 2,
+            [ORIGINAL] * 2,
+            options,
+            config=CONFIG,
+            class_names=names,
+            category_ids=ids,
+            compress=compress_with,
+        )
         for picture, instances in enumerate(found):
             expected = plain_decode(*(tensor[picture] for tensor in dense), options)
             assert len(instances) == len(expected)

@@ -120,7 +120,7 @@ def good_model() -> Segmenter:
     """A model that is right: a rule in place of the weights, everything around it real."""
     rule: Any = BrightQuadrants()
     segmenter = Segmenter(rule, ["white", "red"], [1, 2], DecodeOptions(cell_threshold=0.5))
-    segmenter.inference_network = lambda: rule  # there are no weights to be laid out for speed
+    segmenter.forward = rule
     return segmenter
 
 

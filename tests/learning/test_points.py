@@ -7,7 +7,7 @@ from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.learning import LossOptions, assign, sotr_losses
 from sotr.learning.dice import dice_sum
-from sotr.learning.points import _draw, dice_sum_of_points
+from sotr.learning.points import dice_sum_of_points, draw_points
 from sotr.network import DensePredictions
 from tests.scenes import make_targets, random_masks
 
@@ -24,7 +24,7 @@ def test_half_the_points_are_near_the_outline_and_weights_count_the_pixels():
     mask = torch.zeros(1, 64, 64, dtype=torch.uint8)
     mask[0, 16:48, 16:48] = 255
     torch.manual_seed(0)
-    pixels, weights = _draw(mask, 4000)
+    pixels, weights = draw_points(mask, 4000)
     y, x = pixels // 64, pixels % 64
     distance = torch.stack([(v - edge).abs() for v in (y + 0.5, x + 0.5) for edge in (16, 48)]).amin(0)
     inside_band = (distance <= 2) & (y >= 14) & (y < 50) & (x >= 14) & (x < 50)

@@ -17,10 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sotr
-from sotr import model as model_module
+from sotr.acceleration.accelerate import plain_steps
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
+from sotr.model import segmenter as model_module
+from sotr.model.predictor import ENGINE_AFTER
 from sotr.model.segmenter import Segmenter, bundled_models, choose_device, load
 from sotr.network import SOTR
 from sotr.results.instances import Instances
@@ -424,12 +426,11 @@ def test_public_names() -> None:
 
 
 def test_prediction_follows_changes_of_the_network(saved, picture):
-    """Prediction uses a prepared copy: it must not outlive the weights it was made of."""
+    """Prediction uses a quicker copy: it must not outlive the weights it was made of."""
     segmenter = load(saved)
     before = segmenter.predict(picture)
-    prepared = segmenter.inference_network()
-    assert prepared is segmenter.inference_network()
-    assert prepared is not segmenter.network
+    segmenter.accelerate()
+    assert segmenter.predict(picture).rles == before.rles
     copied = copy.deepcopy(segmenter)
     with torch.no_grad():
         segmenter.network.class_head.bias -= 20.0
@@ -442,9 +443,40 @@ def test_prediction_follows_changes_of_the_network(saved, picture):
 
 def test_prediction_sees_layers_that_are_replaced(saved, picture):
     segmenter = load(saved)
-    prepared = segmenter.inference_network()
-    segmenter.network.class_head = copy.deepcopy(segmenter.network.class_head)
-    assert segmenter.inference_network() is not prepared
+    segmenter.accelerate()
+    assert len(segmenter.predict(picture)) > 0
+    head = copy.deepcopy(segmenter.network.class_head)
+    with torch.no_grad():
+        head.bias -= 20.0
+    segmenter.network.class_head = head
+    assert len(segmenter.predict(picture)) == 0
+
+
+def test_an_engine_is_made_when_it_pays_and_never_if_not_wanted(saved, picture, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "sotr.model.segmenter.accelerate", lambda network, *_: made.append(network) or plain_steps(network, *_[1:])
+    )
+    segmenter = load(saved)
+    segmenter.predict([picture] * (ENGINE_AFTER - 1))
+    assert made == []
+    segmenter.predict([picture] * 3)
+    assert len(made) == 1
+    with torch.no_grad():
+        segmenter.network.class_head.bias += 0.1
+    segmenter.predict(picture)
+    assert len(made) == 2
+    plain = load(saved, engine="pytorch")
+    plain.accelerate()
+    plain.predict([picture] * (ENGINE_AFTER + 1))
+    assert len(made) == 2
+
+
+def test_weights_of_half_precision_are_refused_in_a_line(saved, picture):
+    segmenter = load(saved)
+    segmenter.network.half()
+    with pytest.raises(SOTRError, match="weights are torch\\.float16; keep float32, and choose precision='bfloat16'"):
+        segmenter.predict(picture)
 
 
 def covered(instances: Instances) -> np.ndarray:
@@ -464,7 +496,7 @@ def test_bfloat16_predicts_about_the_same():
     assert len(expected) > 10
     assert alike(found, expected)
     assert not np.array_equal(found.scores_I, expected.scores_I)
-    assert quick.inference_network()(torch.zeros(1, 3, 64, 64)).kernels_BKD.dtype == torch.bfloat16
+    assert quick.forward(torch.zeros(1, 3, 64, 64)).kernels_BKD.dtype == torch.bfloat16
     assert quick.network.class_head.weight.dtype == torch.float32
     assert quick.digest() != exact.digest()
 
@@ -474,6 +506,8 @@ def test_precisions_that_there_are_not(saved, tmp_path):
         load(saved, precision="float8")
     with pytest.raises(SOTRError, match="has the precision that it was exported with"):
         sotr.load(tmp_path / "model.onnx", precision="bfloat16")
+    with pytest.raises(SOTRError, match="no engine 'fast'; choose one of auto, pytorch"):
+        load(saved, engine="fast")
 
 
 @pytest.mark.gpu
@@ -487,7 +521,6 @@ def test_a_gpu_predicts_the_same_again_and_again(precision):
             assert all(
                 alike(found, expected) for found in segmenter.predict(pictures, score=0.3, batch_size=len(pictures))
             )
-    assert len(segmenter._prepared.recorded._recordings) == 2
     with torch.no_grad():
         segmenter.network.class_head.bias -= 20.0
     assert len(segmenter.predict(sample)) == 0

@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.attention import saved_bytes
 
 from sotr.config import SOTRConfig
 from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer
-from sotr.training.module import attention_for
+from tests.support.autograd import saved_bytes
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano"), width=32, heads=4, depth=3)
 SHAPES = [(6, 6), (5, 5), (1, 1), (3, 7), (6, 6)]
@@ -42,11 +41,11 @@ def maps(batch):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_maps_together_equal_the_plain_formula_of_each(transformer, batch):
+def test_maps_equal_the_plain_formula_of_each(transformer, batch):
     together, alone, plain = maps(batch), maps(batch), maps(batch)
     outputs = {
-        "together": transformer.together(together),
-        "alone": [transformer(each) for each in alone],
+        "together": transformer(together),
+        "alone": [transformer([each])[0] for each in alone],
         "plain": [plain_transformer(transformer, each) for each in plain],
     }
     gradients = {}
@@ -72,23 +71,3 @@ def test_convolutions_keep_two_maps_for_the_gradient():
     block = ConvolutionBlock(8)
     x_BNNC = torch.randn(1, 6, 5, 8, requires_grad=True)
     assert saved_bytes(lambda: block(x_BNNC), block) == 2 * x_BNNC.numel() * 4
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["hybrid_twin", "pure_twin"])
-def test_maps_together_equal_each_on_a_gpu(kind, dtype):
-    torch.manual_seed(0)
-    transformer = Transformer(replace(CONFIG, transformer=kind)).cuda()
-    for parameter in transformer.parameters():  # the convolution branches start at zero
-        torch.nn.init.normal_(parameter, std=0.1)
-    gradients = []
-    for together in (True, False):
-        transformer.zero_grad()
-        found = [each.detach().float().cuda() for each in maps(2)]
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), attention_for(torch.device("cuda")):
-            outputs = transformer.together(found) if together else [transformer(each) for each in found]
-        sum((index + 1) * each.float().square().mean() for index, each in enumerate(outputs)).backward()
-        gradients.append([*(each.detach().float() for each in outputs), *(p.grad for p in transformer.parameters())])
-    for one, other in zip(*gradients, strict=True):
-        assert (one - other).norm() <= (1e-3 if dtype == torch.float32 else 5e-2) * other.norm() + 1e-6

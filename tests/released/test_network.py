@@ -93,9 +93,9 @@ def test_outputs_equal_the_recorded_ones(reference, name, picture, dtype, tolera
     images = preprocess(image, image.shape[0], image.shape[1])[None].to(dtype)
     assert images.shape[-2:] == image.shape[:2]
     recorded = load_file(reference / f"{name}_seed0_{picture}.safetensors")
-    features, transformed = [], []  # of the transformer's calls the last, after five levels, is P5 for the masks
+    features, transformed = [], []  # after the five levels the transformer has P5 for the masks
     network.fpn.register_forward_hook(lambda *call: features.extend(call[2]))
-    network.transformer.register_forward_hook(lambda *call: transformed.append(call[2]))
+    network.transformer.register_forward_hook(lambda *call: transformed.extend(call[2]))
     with torch.no_grad():
         predictions = DensePredictions(*(output.float() for output in network(images)))
     assert relative(features[3][0], recorded["fpn.p5"]) < tolerance
@@ -174,7 +174,7 @@ def test_r101_with_idle_blocks_is_r50(reference):
     recorded = load_file(reference / "R50_seed0_photo.safetensors")
     with torch.no_grad():
         features = network.fpn(network.backbone(preprocess(image, image.shape[0], image.shape[1])[None]))
-        p5 = network.transformer(features[3])
+        p5 = network.transformer([features[3]])[0]
     assert relative(features[3][0], recorded["fpn.p5"]) < 1e-5
     assert relative(p5[0], recorded["p5_from_transformer"]) < 1e-5
 
@@ -220,7 +220,7 @@ def test_quicker_modes_are_as_near_as_documented(reference, picture):
         network.load_state_dict(state)
         with torch.no_grad():
             predictions = network(images)
-            p5 = network.transformer(network.fpn(network.backbone(images))[3])
+            p5 = network.transformer([network.fpn(network.backbone(images))[3]])[0]
         outputs[mode] = (predictions, p5, detections(predictions, list(image.shape[:2])))
     predictions, p5, found = outputs["exact"]
     print(f"\n{picture}: relative L2 of kernels, logits, P5, mask features; detections")

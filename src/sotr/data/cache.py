@@ -15,19 +15,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from sotr.files import atomic_write
+from sotr.files import atomic_write, cache_folder
 
 KEPT = 16
 """Files of a kind that are kept, those last used."""
 
 _TYPES = {"BOOL": np.bool_, "U8": np.uint8, "U64": np.uint64, "I64": np.int64, "F64": np.float64}
 _BLOCK = 2**20
-
-
-def cache_folder() -> Path:
-    """`SOTR_CACHE` in the environment, or sotr in the user's cache folder."""
-    named = os.environ.get("SOTR_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sotr"
 
 
 def load_arrays(kind: str, key: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]] | None:

@@ -17,8 +17,9 @@ class DecodeOptions:
 
     cell_threshold: float = 0.1
     """Class score, in 0..1, above which a cell is a candidate."""
-    points_nms: bool = True
-    """Keep a cell only if no better one is among the 2 x 2 cells up and left of it, per class and level."""
+    points_nms: bool = False
+    """Keep a cell only if no better one is among the 2 x 2 cells up and left of it, per class and level. The paper has
+    no such step, the released code has; of objects that touch it loses some, for a suppressed cell still suppresses."""
     max_candidates: int = 500
     """Candidates, best first by class score, whose masks are made at all."""
     max_nms: int = 500
@@ -73,7 +74,7 @@ class DecodeOptions:
     @classmethod
     def released(cls) -> "DecodeOptions":
         """How the authors' released code decodes: every candidate gets a mask, small ones are dropped."""
-        return cls(max_candidates=1_000_000, min_area_strides=1.0, upsample="probabilities")
+        return cls(points_nms=True, max_candidates=1_000_000, min_area_strides=1.0, upsample="probabilities")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DecodeOptions":

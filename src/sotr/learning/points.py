@@ -22,7 +22,7 @@ def dice_sum_of_points(
     Each pixel counts by the inverse of its chance to be drawn, so that the sums in the loss have the right expectation.
     PyTorch's global random numbers of the device decide on the pixels.
     """
-    pixels_In, weights_In = _draw(masks_Ihw, points)
+    pixels_In, weights_In = draw_points(masks_Ihw, points)
     masks_In = masks_Ihw.flatten(1).gather(1, pixels_In).float() / 255
     squares_I = (weights_In * masks_In.square()).sum(1)
     height, width = masks_Ihw.shape[1:]
@@ -53,7 +53,7 @@ def dice_sum_of_points(
     return total
 
 
-def _draw(masks_Ihw: Tensor, points: int) -> tuple[Tensor, Tensor]:
+def draw_points(masks_Ihw: Tensor, points: int) -> tuple[Tensor, Tensor]:
     """(I, n) pixels of each object, and how many pixels each of them stands for."""
     drawn = [_draw_of_some(masks_ihw, points) for masks_ihw in masks_Ihw.split(OBJECTS_AT_ONCE)]
     pixels, weights = zip(*drawn, strict=True)

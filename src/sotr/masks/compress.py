@@ -1,11 +1,12 @@
 """Compressed COCO RLE strings of masks, made by NumPy of the parts of the picture where the masks may have pixels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sotr.acceleration.cuda.compress import Compressed
 from sotr.masks import run_lengths as rle
 from sotr.masks.resize import Size, Windows, to_picture
 from sotr.masks.run_lengths import Runs, encode_counts, joined, mask_runs, moved, runs_to_counts
@@ -18,6 +19,22 @@ RUNS_TOGETHER = 20_000
 """Windows are joined until they hold so many runs."""
 
 
+class Compressed(NamedTuple):
+    """I masks as COCO compresses them.
+
+    Attributes:
+        texts: the compressed counts string of each mask.
+        boxes_I4: tight boxes, xyxy in pixels, half-open; zeros for a mask without pixels.
+    """
+
+    texts: list[str]
+    boxes_I4: NDArray[np.int64]
+
+
+Compress = Callable[[Tensor, float, Size, Size, Size], Compressed]
+"""What `compress_on_host` does, anywhere."""
+
+
 def compress_on_host(
     maps_Ihw: Tensor, level: float, padded_size: Size, image_size: Size, original_size: Size
 ) -> Compressed:
@@ -28,6 +45,7 @@ def compress_on_host(
         level: above it a pixel belongs to the mask.
         padded_size: see `to_picture`, and so the other sizes.
     """
+    maps_Ihw = maps_Ihw.cpu()
     sizes = padded_size, image_size, original_size
     parts = list(windows_of(maps_Ihw, level, *sizes, pixels=CACHED_PIXELS))
     texts: list[str] = []

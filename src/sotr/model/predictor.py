@@ -17,6 +17,9 @@ from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
 
 Prepared = TypeVar("Prepared")
 
+ENGINE_AFTER = 16
+"""Images after which it pays to make a quicker engine on a CPU."""
+
 
 class Predictor(ABC, Generic[Prepared]):
     """A trained model, ready to segment pictures; `Prepared` is a picture as its network takes it.
@@ -39,6 +42,9 @@ class Predictor(ABC, Generic[Prepared]):
     @abstractmethod
     def edges(self) -> tuple[int, int]:
         """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
+
+    def accelerate(self) -> None:
+        """Make now what speeds up many predictions; exported models have nothing to make."""
 
     @abstractmethod
     def digest(self) -> str:

@@ -7,18 +7,20 @@ usually `README.md`, the model card. Nothing else is needed to use it, and nothi
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from sotr.acceleration.plain import predict_plainly
+from sotr.acceleration.accelerate import Steps, accelerate, plain_steps
 from sotr.building import build_network
 from sotr.config import PRESETS
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
-from sotr.data.transforms import pad_batch, preprocess
+from sotr.data.transforms import pad_batch
 from sotr.decoding import DecodeOptions, Found, find, finish
 from sotr.errors import SOTRError
 from sotr.model.files import (
@@ -31,7 +33,7 @@ from sotr.model.files import (
     write_model,
 )
 from sotr.model.hub_card import hub_card
-from sotr.model.predictor import Predictor
+from sotr.model.predictor import ENGINE_AFTER, Predictor
 from sotr.network import SOTR, DensePredictions
 from sotr.results.instances import Instances
 
@@ -52,6 +54,37 @@ class Prepared(NamedTuple):
     """(H, W) of the upright picture in pixels, the size of its results."""
 
 
+ENGINES = ("auto", "pytorch")
+"""What `Segmenter.engine` may be."""
+
+
+class _Weights(NamedTuple):
+    """What tells that a network's tensors are others or were written to."""
+
+    dtype: torch.dtype
+    tensors: tuple[tuple[int, int], ...]
+
+
+def _state_of(network: SOTR) -> _Weights:
+    tensors = list(chain(network.parameters(), network.buffers()))
+    # Tensors made in inference mode count no versions, for nothing outside it can write to them.
+    state = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors)
+    return _Weights(tensors[0].dtype, state)
+
+
+class _Quick:
+    """The quick steps of a model, if they were made, and what they were made of. Copies begin without."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.images = 0
+        self.weights: _Weights | None = None
+        self.steps: Steps | None = None
+
+    def __reduce__(self) -> tuple[type["_Quick"], tuple[()]]:
+        return _Quick, ()
+
+
 class Segmenter(Predictor[Prepared], ModelHubMixin):
     """A network with all it takes to segment pictures. Get one from `sotr.load`.
 
@@ -67,6 +100,8 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         card: text of the model card, Markdown, or None.
         device: where the network is.
         precision: of convolutions and matrix products in prediction, "float32" or "bfloat16"; the weights stay.
+        engine: "auto" takes the quickest way that proves itself on the device, "pytorch" plain PyTorch alone, which
+            starts at once and needs half the memory on CPUs.
     """
 
     def __init__(
@@ -79,11 +114,12 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         device: str | torch.device = "cpu",
         card: str | None = None,
         precision: str = "float32",
+        engine: str = "auto",
     ) -> None:
         """Wrap `network`, which is moved to `device` and put in eval mode.
 
         Raises:
-            SOTRError: if names, ids and the network's classes do not match, or there is no such device or precision.
+            SOTRError: names, ids and the network's classes do not match, or a device, precision or engine is unknown.
         """
         self.config = network.config
         self.class_names = tuple(class_names)
@@ -101,9 +137,13 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             raise SOTRError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.name = name
         self.card = card
+        if engine not in ENGINES:
+            raise SOTRError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
         self.precision = precision
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
+        self.engine = engine
+        self._quick = _Quick()
 
     def digest(self) -> str:
         """See `Predictor`."""
@@ -127,7 +167,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
         """See `Predictor`."""
         image = load_image(picture, max_pixels=max_pixels)
-        return Prepared(preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
+        return Prepared(self._steps().preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
 
     @torch.inference_mode()
     def segment(
@@ -143,6 +183,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             options,
             class_names=self.class_names,
             category_ids=self.category_ids,
+            compress=self._steps().compress,
         )
 
     @torch.inference_mode()
@@ -151,8 +192,39 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         return find(self.forward(inputs_B3HW), options, self.config)
 
     def forward(self, inputs_B3HW: torch.Tensor) -> DensePredictions:
-        """The network's raw predictions for B padded inputs on its device, at this model's precision."""
-        return predict_plainly(self.network, inputs_B3HW, PRECISIONS[self.precision])
+        """The network's raw predictions for B padded inputs on its device, at this model's precision.
+
+        Raises:
+            SOTRError: the network's weights are not in float32.
+        """
+        return self._steps(len(inputs_B3HW)).forward(inputs_B3HW)
+
+    def accelerate(self) -> None:
+        """Take the quickest way that gives the same predictions, now; it is dropped when the weights change.
+
+        On CPUs that is OpenVINO, if it is installed: making its graph takes some seconds to a minute the first time
+        for some weights, so `predict` does it by itself only for the image number `ENGINE_AFTER`. On GPUs it happens at
+        the first image. What differs from plain PyTorch by more than rounding is not taken, and a warning says so.
+        """
+        with self._quick.lock:
+            self._quick.steps = None
+            self._quick.images = ENGINE_AFTER
+        self._steps()
+
+    def _steps(self, images: int = 0) -> Steps:
+        """The steps to predict with, given that so many images come."""
+        quick, dtype = self._quick, PRECISIONS[self.precision]
+        weights = _state_of(self.network)
+        if weights.dtype != torch.float32:
+            raise SOTRError(f"the network's weights are {weights.dtype}; keep float32, and choose precision='bfloat16'")
+        with quick.lock:
+            if quick.weights != weights:
+                quick.weights, quick.steps = weights, None
+            quick.images += images
+            wanted = self.device.type == "cuda" or quick.images >= ENGINE_AFTER
+            if quick.steps is None and self.engine == "auto" and wanted:
+                quick.steps = accelerate(self.network, self.device, dtype)
+            return quick.steps or plain_steps(self.network, dtype)
 
     def save(self, folder: str | Path, *, card: str | None = None, half: bool = False) -> None:
         """Write the model folder; its files are replaced only when all of them have been written.
@@ -176,7 +248,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
 
     @classmethod
     def load_folder(
-        cls, folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
+        cls, folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32", engine: str = "auto"
     ) -> "Segmenter":
         """Read a model folder; every tensor must be there with its shape, and no other.
 
@@ -202,17 +274,23 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32"
+        cls,
+        name_or_folder: str | Path,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        engine: str = "auto",
     ) -> "Segmenter":
         """The same as `sotr.load`."""
-        return load(name_or_folder, device, precision)
+        return load(name_or_folder, device, precision, engine)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # What huggingface_hub's save_pretrained and push_to_hub call.
         self.save(save_directory, card=hub_card(self))
 
 
-def load(name_or_folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32") -> Segmenter:
+def load(
+    name_or_folder: str | Path, device: str | torch.device = "cpu", precision: str = "float32", engine: str = "auto"
+) -> Segmenter:
     """A trained model, ready to predict.
 
     Args:
@@ -221,19 +299,20 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu", precisi
             Face hub, "org/name", which is downloaded once and kept in its cache.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto" for the best there is.
         precision: of convolutions and matrix products, "float32" or "bfloat16".
+        engine: "auto" or "pytorch", see `Segmenter`.
 
     Raises:
         SOTRError: there is no such model, or it cannot be used.
     """
     text = str(name_or_folder)
     if text in bundled_models():
-        return Segmenter.load_folder(BUNDLED_MODELS / text, device, precision)
+        return Segmenter.load_folder(BUNDLED_MODELS / text, device, precision, engine)
 
     folder = Path(text).expanduser()
     if folder.is_dir():
         for candidate in (folder, folder / "model"):
             if (candidate / CONFIG_FILE).is_file():
-                segmenter = Segmenter.load_folder(candidate, device, precision)
+                segmenter = Segmenter.load_folder(candidate, device, precision, engine)
                 segmenter.name = folder.resolve().name
                 return segmenter
         raise SOTRError(f"{folder} holds no model: neither {CONFIG_FILE} nor model/{CONFIG_FILE} is there")
@@ -241,7 +320,7 @@ def load(name_or_folder: str | Path, device: str | torch.device = "cpu", precisi
         raise SOTRError(f"{folder} is a file; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
 
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        segmenter = Segmenter.load_folder(_download(text), device, precision)
+        segmenter = Segmenter.load_folder(_download(text), device, precision, engine)
         segmenter.name = text
         return segmenter
     if text in PRESETS:

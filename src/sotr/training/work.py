@@ -350,7 +350,12 @@ class _Validation:
         share_statistics(module)
         with whole_weights(module):
             segmenter = Segmenter(
-                module.network, data.class_names, data.category_ids, self._options, device=module.device
+                module.network,
+                data.class_names,
+                data.category_ids,
+                self._options,
+                device=module.device,
+                engine="pytorch",  # the weights change before an engine would pay
             )
             results = detect(
                 segmenter,
@@ -372,7 +377,12 @@ class _Validation:
         data = self._data
         with whole_weights(module):
             segmenter = Segmenter(
-                module.network, data.class_names, data.category_ids, self._options, device=module.device
+                module.network,
+                data.class_names,
+                data.category_ids,
+                self._options,
+                device=module.device,
+                engine="pytorch",  # the weights change before an engine would pay
             )
             return {
                 f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]

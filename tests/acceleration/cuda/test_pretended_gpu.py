@@ -1,33 +1,34 @@
 """What runs on CUDA, on tensors that are said to be there and hold nothing: on any machine this shows whether devices
 and types go together, that no value is read and no size depends on one, and that what is recorded makes nothing on the
-host. Gradients and copies to the host are not seen here; what the values are, `pytest -m gpu` tells on a card."""
+host. Gradients and copies to the host are not seen here; what the values are, `pytest -m gpu` tells on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from sotr.acceleration.cpu.inference_layers import ChannelsLastGroupNorm
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sotr.acceleration.cuda import preprocess
+from sotr.acceleration.cuda.packed_transformer import PackedTransformer
 from sotr.config import SOTRConfig
-from sotr.data import resize_on_device
-from sotr.decoding import DecodeOptions, find, resize
-from sotr.decoding.decode import _logits
 from sotr.learning.assignment import Assignment
 from sotr.learning.losses import LossOptions, sotr_losses
 from sotr.learning.targets import Targets
+from sotr.masks import resize
 from sotr.masks.resize import to_picture
-from sotr.network import SOTR, DensePredictions, prepare, prepare_for_inference
+from sotr.network import SOTR, DensePredictions
 
 CONFIG = SOTRConfig.preset("sotr-nano", 5)
 
 
 @contextmanager
-def card() -> Iterator[None]:
+def gpu() -> Iterator[None]:
     """In the block new tensors hold nothing, and those on CUDA need none."""
     _forget()
     try:
@@ -37,8 +38,12 @@ def card() -> Iterator[None]:
         _forget()
 
 
+def _cached(module: ModuleType) -> list[Any]:
+    return [each for each in vars(module).values() if hasattr(each, "cache_clear")]
+
+
 def _forget() -> None:
-    for cached in (resize._repeated, resize.taps_of, resize_on_device._taps, resize_on_device._normalised):
+    for cached in (*_cached(resize), *_cached(preprocess)):
         cached.cache_clear()
 
 
@@ -54,7 +59,7 @@ class NothingOnTheHost(TorchDispatchMode):
 
 
 def there(network: nn.Module) -> nn.Module:
-    """The network, its weights on the pretended card."""
+    """The network, its weights on the pretended GPU."""
     for module in network.modules():
         for held in (module._parameters, module._buffers):
             for name, each in held.items():
@@ -65,28 +70,25 @@ def there(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_picture_is_segmented_up_to_its_masks(monkeypatch, dtype):
-    monkeypatch.setattr(prepare, "has_onednn", lambda device: False)
-    network = prepare_for_inference(SOTR(CONFIG).eval(), dtype)
-    prepare._replace_norms(network.mask_features, ChannelsLastGroupNorm)
-    with card(), torch.inference_mode():
+def test_an_image_becomes_predictions_and_masks(dtype):
+    network = SOTR(CONFIG).eval()
+    network.set_submodule("transformer", PackedTransformer(network.transformer))
+    with gpu(), torch.no_grad():
         there(network)
-        picture_HW3 = torch.empty(90, 70, 3, dtype=torch.uint8, device="cuda")
-        image_3hw = resize_on_device.preprocess_on_device(picture_HW3.permute(2, 0, 1), (192, 149))
+        image_HW3 = torch.empty(90, 70, 3, dtype=torch.uint8, device="cuda")
+        image_3hw = preprocess.preprocess_on_device(image_HW3.permute(2, 0, 1), (192, 149))
         inputs_B3HW = nn.functional.pad(image_3hw, (0, 11))[None].repeat(2, 1, 1, 1)
-        with NothingOnTheHost():
+        with NothingOnTheHost(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             predictions = network(inputs_B3HW)
-            for options in (DecodeOptions(), DecodeOptions(nms="mask", max_nms=9), DecodeOptions(min_area_strides=1.0)):
-                found = find(predictions, options, CONFIG)
-        assert [each.scores_I.device.type for each in found] == ["cuda", "cuda"]
-        maps_IWH = to_picture(_logits(*found[0][2:]), (192, 160), (192, 149), (90, 70))
+        assert {each.device.type for each in predictions} == {"cuda"}
+        maps_IWH = to_picture(torch.empty(4, 48, 40, device="cuda"), (192, 160), (192, 149), (90, 70))
         assert (maps_IWH.shape[1:], maps_IWH.device.type) == ((70, 90), "cuda")
 
 
 @pytest.mark.parametrize("options", [LossOptions(), LossOptions(points=12), LossOptions(mask_stride=2)])
 def test_a_batch_gets_its_losses(options):
     network = SOTR(CONFIG).train()
-    with card():
+    with gpu():
         there(network)
         dense = network(torch.empty(2, 3, 128, 160, device="cuda"))
         predictions = DensePredictions(*(each.bfloat16() for each in dense))
@@ -104,9 +106,9 @@ def _targets(count: int, h: int, w: int) -> Targets:
 
 
 def test_to_wait_for_a_value_or_to_mix_devices_would_show():
-    with card():
-        on_card = torch.zeros(3, device="cuda")
+    with gpu():
+        on_gpu = torch.zeros(3, device="cuda")
         with pytest.raises(DataDependentOutputException):
-            bool(on_card.sum() > 0)
+            bool(on_gpu.sum() > 0)
         with pytest.raises(RuntimeError, match=r"two .*devices"):
-            on_card + torch.zeros(3)
+            on_gpu + torch.zeros(3)

@@ -4,27 +4,30 @@ The results are those of `sotr.masks.run_lengths`, whose docstring describes the
 runs or digits, and the host waits three times: for the number of runs, for that of characters, and for the results.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sotr.masks.compress import Compressed
+from sotr.masks.resize import Size, to_picture
+
 SEPARATOR = 64
 """Stands before the digits of each mask, which have six bits."""
 
 
-class Compressed(NamedTuple):
-    """What the host gets of I masks.
+UPSAMPLED_PIXELS = 64_000_000
+"""Mask pixels that are upsampled at the same time; bounds memory whatever the number of objects."""
 
-    Attributes:
-        texts: the compressed counts string of each mask.
-        boxes_I4: tight boxes, xyxy in pixels, half-open; zeros for a mask without pixels.
-    """
 
-    texts: list[str]
-    boxes_I4: NDArray[np.int64]
+def compress_on_gpu(
+    maps_Ihw: Tensor, level: float, padded_size: Size, image_size: Size, original_size: Size
+) -> Compressed:
+    """The same as `compress_on_host`, where the maps are."""
+    parts = maps_Ihw.split(max(1, UPSAMPLED_PIXELS // (original_size[0] * original_size[1])))
+    pieces = [compress(to_picture(part_Ihw, padded_size, image_size, original_size) > level) for part_Ihw in parts]
+    texts = [text for piece in pieces for text in piece.texts]
+    return Compressed(texts, np.concatenate([piece.boxes_I4 for piece in pieces]))
 
 
 def compress(masks_IWH: Tensor) -> Compressed:

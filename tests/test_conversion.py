@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from sotr import cli
+from sotr.conversion import convert_released, read_tensors
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model.segmenter import load
-from sotr.released.convert import convert_released, read_tensors
-from tests.network.test_released import fill
+from tests.released.test_network import fill
 
 
 class Harmful:
