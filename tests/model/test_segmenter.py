@@ -3,6 +3,9 @@
 import copy
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -524,3 +527,58 @@ def test_a_gpu_predicts_the_same_again_and_again(precision):
     with torch.no_grad():
         segmenter.network.class_head.bias -= 20.0
     assert len(segmenter.predict(sample)) == 0
+
+
+@pytest.mark.parametrize("surroundings", ["autocast", "float64", "meta", "inference_mode"])
+def test_prediction_does_not_depend_on_what_surrounds_it(saved, picture, surroundings):
+    expected = load(saved).predict(picture)
+    before = torch.get_default_dtype()
+    around = {
+        "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+        "float64": nullcontext,
+        "meta": lambda: torch.device("meta"),
+        "inference_mode": torch.inference_mode,
+    }[surroundings]
+    try:
+        torch.set_default_dtype(torch.float64 if surroundings == "float64" else before)
+        with around():
+            segmenter = load(saved)
+            assert same(segmenter.predict(picture), expected)
+            segmenter.accelerate()
+            found = segmenter.predict(picture)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.rles == expected.rles
+    np.testing.assert_allclose(found.scores_I, expected.scores_I, atol=1e-4)
+
+
+def test_first_use_from_several_threads_leaves_other_modules_alone(saved, picture):
+    """Models that are loaded, accelerated and used at once, beside a network that has nothing to do with them."""
+    expected = load(saved).predict(picture)
+    shared = load(saved)
+    unrelated = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+    stop = threading.Event()
+
+    def others() -> int:
+        calls = 0
+        while not stop.is_set():
+            unrelated(torch.zeros(1, 3))
+            calls += 1
+        return calls
+
+    def use(number: int) -> Instances:
+        segmenter = shared if number % 2 else load(saved)
+        if number == 3:
+            segmenter.accelerate()
+        return segmenter.predict(picture)
+
+    with ThreadPoolExecutor(5) as pool:
+        beside = pool.submit(others)
+        try:
+            found = list(pool.map(use, range(8)))
+        finally:
+            stop.set()
+        assert beside.result() > 0
+    for each in found:
+        assert each.rles == expected.rles
+        np.testing.assert_allclose(each.scores_I, expected.scores_I, atol=1e-4)

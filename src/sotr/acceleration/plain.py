@@ -26,6 +26,13 @@ def predict_plainly(network: SOTR, images_B3HW: Tensor, dtype: torch.dtype = tor
 
 
 @contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """In the block neither a surrounding autocast of a device nor another default device counts."""
+    with torch.autocast(device.type, enabled=False), torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put all modules in eval mode, and back afterwards."""
     training = [module for module in network.modules() if module.training]

@@ -79,8 +79,8 @@ def find(predictions: DensePredictions, options: DecodeOptions, config: SOTRConf
     scores_BKM = predictions.class_logits_BKM.float().sigmoid()
     if options.points_nms:
         scores_BKM = points_nms(scores_BKM, config.grids)
-    cells_of_levels = torch.tensor([grid * grid for grid in config.grids])
-    strides_K = torch.tensor(LEVEL_STRIDES).repeat_interleave(cells_of_levels).to(scores_BKM.device)
+    strides = [stride for stride, grid in zip(LEVEL_STRIDES, config.grids, strict=True) for _ in range(grid * grid)]
+    strides_K = torch.tensor(strides, device=scores_BKM.device)
     kernels_BKD, features_BEhw = predictions.kernels_BKD.float(), predictions.mask_features_BEhw.float()
     return [
         _select(scores_KM, kernels_KD, features_Ehw, strides_K, options)

@@ -17,6 +17,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from sotr.acceleration.accelerate import Steps, accelerate, plain_steps
+from sotr.acceleration.plain import undisturbed
 from sotr.building import build_network
 from sotr.config import PRESETS
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
@@ -167,24 +168,26 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
         """See `Predictor`."""
         image = load_image(picture, max_pixels=max_pixels)
-        return Prepared(self._steps().preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
+        with undisturbed(self.device):
+            return Prepared(self._steps().preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
 
     @torch.inference_mode()
     def segment(
         self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
     ) -> list[Instances]:
         """See `Predictor`."""
-        inputs_B3HW = pad_batch([prepared.input_3hw for prepared in batch])
         options = self.options_for(score, max_objects)
-        return finish(
-            self.find(inputs_B3HW.to(self.device), options),
-            [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
-            [prepared.original_size for prepared in batch],
-            options,
-            class_names=self.class_names,
-            category_ids=self.category_ids,
-            compress=self._steps().compress,
-        )
+        with undisturbed(self.device):
+            inputs_B3HW = pad_batch([prepared.input_3hw for prepared in batch])
+            return finish(
+                self.find(inputs_B3HW.to(self.device), options),
+                [(prepared.input_3hw.shape[1], prepared.input_3hw.shape[2]) for prepared in batch],
+                [prepared.original_size for prepared in batch],
+                options,
+                class_names=self.class_names,
+                category_ids=self.category_ids,
+                compress=self._steps().compress,
+            )
 
     @torch.inference_mode()
     def find(self, inputs_B3HW: torch.Tensor, options: DecodeOptions) -> list[Found]:
@@ -264,9 +267,9 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             raise SOTRError(f"cannot read {card}: {error}; it must be UTF-8 text") from error
         name = folder.resolve().name
         try:
-            segmenter = cls(
-                build_network(config), class_names, category_ids, decode_options, name, device, text, precision
-            )
+            with undisturbed(torch.device("cpu")):
+                network = build_network(config).float()
+            segmenter = cls(network, class_names, category_ids, decode_options, name, device, text, precision, engine)
         except SOTRError as error:  # what the file describes cannot be built
             raise SOTRError(f"{folder / CONFIG_FILE}: {error}") from error
         load_weights(segmenter.network, folder / WEIGHTS_FILE)
