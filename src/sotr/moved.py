@@ -17,7 +17,6 @@ MOVED = {
     "sotr.data.grids": "sotr.curation.grids",
     "sotr.data.pictures": "sotr.curation.image_files",
     "sotr.data.synthetic": "sotr.curation.synthetic",
-    "sotr.decode_options": "sotr.decoding.options",
     "sotr.hub_card": "sotr.model.hub_card",
     "sotr.inspection": "sotr.curation",
     "sotr.inspection.check": "sotr.curation.check",

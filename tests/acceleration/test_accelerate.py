@@ -17,6 +17,7 @@ from sotr.acceleration.plain import evaluating, predict_plainly
 from sotr.acceleration.proof import difference, proven, small_input
 from sotr.building import build_network
 from sotr.config import SOTRConfig
+from sotr.decode_options import DecodeOptions
 from sotr.model.predictor import ENGINE_AFTER
 from sotr.model.segmenter import Segmenter
 from sotr.network.transformer import HybridTwinLayer
@@ -168,12 +169,12 @@ def test_a_wrong_or_failing_way_gives_way_with_one_line(quick, reason):
 def test_a_model_goes_on_with_plain_pytorch_and_warns_once(monkeypatch, quick):
     """Whatever a device's quick way is: here the CPU's is replaced."""
 
-    def engine(network, dtype):
+    def engine(network, dtype, keep):
         plain = plain_steps(network, dtype).forward
         return quick if proven(quick, plain, CPU, dtype, "a quick way") else None
 
     monkeypatch.setattr(module, "engine", engine)
-    segmenter = Segmenter(trained(), "abc", (1, 2, 3))
+    segmenter = Segmenter(trained(), "abc", (1, 2, 3), DecodeOptions(cell_threshold=0.0))
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
     expected = segmenter.predict(image, score=0.0)
     with warnings.catch_warnings(record=True) as caught:

@@ -123,8 +123,9 @@ def test_chunks_change_nothing(monkeypatch):
         [(cell, cell % 2, 2.0, (cell % 12, cell % 9, cell % 12 + 5, cell % 9 + 4)) for cell in range(36)]
     )
     (whole,) = run(predictions, original=(90, 130), points_nms=False)
-    for place, name in (("decode", "HELD_PIXELS"), ("rle_on_host", "CACHED_PIXELS"), ("rle_on_host", "RUNS_TOGETHER")):
-        monkeypatch.setattr(sys.modules[f"sotr.decoding.{place}"], name, 1)
+    for name in ("decoding.decode.HELD_LOGITS", "masks.compress.CACHED_PIXELS", "masks.compress.RUNS_TOGETHER"):
+        module, _, constant = f"sotr.{name}".rpartition(".")
+        monkeypatch.setattr(sys.modules[module], constant, 1)
     (chunked,) = run(predictions, original=(90, 130), points_nms=False)
     assert len(whole) > 5
     assert whole.rles == chunked.rles
@@ -151,8 +152,9 @@ def test_points_nms_keeps_the_best_of_each_two_by_two():
 def test_points_nms_is_a_switch():
     box, other = (2, 3, 8, 9), (12, 6, 20, 14)
     predictions = scene([(7, 0, 3.0, box), (8, 0, 2.0, other)])  # neighbours in one row
-    assert len(run(predictions)[0]) == 1
-    assert len(run(predictions, points_nms=False)[0]) == 2
+    assert len(run(predictions)[0]) == 2
+    assert len(run(predictions, points_nms=True)[0]) == 1
+    assert DecodeOptions.released().points_nms
 
 
 @pytest.mark.parametrize(("nms", "kept"), [("gaussian", 2), ("linear", 1), ("mask", 1)])

@@ -17,7 +17,7 @@ from sotr.building import build_network
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.data import MEAN, STD
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export import ExportedSegmenter, export
 from sotr.export.description import METADATA_KEY, ExportDescription

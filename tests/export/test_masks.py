@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tvf
 
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.export.masks import full_size_rles
 from sotr.export.resize import resize
 from sotr.results.instances import Instances

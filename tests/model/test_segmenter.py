@@ -39,7 +39,9 @@ LENIENT = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidate
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
     network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=128, max_image_size=192))
-    return Segmenter(network, ["cat", "dog", "bird"], [3, 17, 90], LENIENT, "random", card="# A card\n")
+    return Segmenter(
+        network, ["cat", "dog", "bird"], [3, 17, 90], LENIENT, "random", card="# A card\n", engine="pytorch"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +327,7 @@ def test_damaged_config(folder: Path) -> None:
         (whole.replace("17", "3"), "same category id"),
         (whole.replace('"width": 96', '"width": 97'), r"config\.json: .*width 97 is not divisible"),
         (whole.replace('"width": 96', '"breadth": 96'), r"config\.json: unknown setting breadth"),
-        (whole.replace('"points_nms": true', '"points_nms": 1'), "points_nms is 1; it must look like True"),
+        (whole.replace('"points_nms": false', '"points_nms": 1'), "points_nms is 1; it must look like False"),
         (whole.replace('"points_nms"', '"lines_nms"'), "unknown decoding setting lines_nms"),
         (whole.replace('"class_names"', '"names"'), "should have exactly the keys .* look at class_names, names"),
     ):

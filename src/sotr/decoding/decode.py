@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sotr.config import MASK_STRIDE, SOTRConfig
+from sotr.decode_options import DecodeOptions
 from sotr.decoding.matrix_nms import intersections, mask_nms, matrix_nms, overlaps
-from sotr.decoding.options import DecodeOptions
 from sotr.masks.compress import Compress, Compressed, compress_on_host
 from sotr.masks.run_lengths import encode_counts
 from sotr.network import DensePredictions, mask_logits
@@ -96,6 +96,8 @@ def _select(
     scores_I, index_I = scores_KM.flatten().topk(min(options.max_candidates, scores_KM.numel()))
     passing = int((scores_I > options.cell_threshold).sum())
     scores_I, index_I = scores_I[:passing], index_I[:passing]
+    if not passing:
+        return Found(scores_I, index_I, kernels_KD[:0], features_Ehw)
     cells_I, labels_I = index_I // num_classes, index_I % num_classes
 
     # A cell may be a candidate of several classes; its mask is made once.

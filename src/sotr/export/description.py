@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 
 FORMAT = 1

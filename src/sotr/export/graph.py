@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sotr.config import SOTRConfig
+from sotr.decode_options import DecodeOptions
 from sotr.decoding.decode import LEVEL_STRIDES, points_nms
 from sotr.decoding.matrix_nms import mask_iou, matrix_nms
-from sotr.decoding.options import DecodeOptions
 from sotr.network import SOTR, DensePredictions
 
 

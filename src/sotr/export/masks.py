@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 
 
 def full_size_rles(

@@ -11,7 +11,7 @@ from onnxscript import FLOAT, opset20
 from torch import nn
 
 from sotr.config import INPUT_DIVISOR
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, RAW_OUTPUTS, ExportDescription
 from sotr.export.graph import SegmentationGraph

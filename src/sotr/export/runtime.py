@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sotr.config import INPUT_DIVISOR
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.sizes import resized_size
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, ExportDescription
 from sotr.export.masks import full_size_rles

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sotr.data.images import MAX_PIXELS, ImageSource
-from sotr.decoding.options import DecodeOptions
+from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.results.instances import Instances
 from sotr.tiling import OVERLAP, check_tiles, open_picture, segment_tiles
