@@ -1,5 +1,6 @@
 # make demo    install what is needed, then segment the nuclei of a real microscopy picture
 # make test    install what is needed, then run the tests
+# make test-quick   only the quick unit tests: what to run while you work
 # make check   lint, format, types, and the documentation's links
 # make docs    build the documentation as a site in site/: python3 -m http.server --directory site shows it
 # make format  rewrite the code in the agreed format
@@ -28,7 +29,7 @@ WORKERS := import os; cores = len(getattr(os, "sched_getaffinity", lambda _: ran
 # Not with --quiet, which lets warnings pass. The variable silences an advertisement that the theme prints.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-.PHONY: install demo test check docs format bench bench-compare clean
+.PHONY: install demo test test-quick check docs format bench bench-compare clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -37,9 +38,10 @@ $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or later with venv found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time this takes some minutes."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1" # the first that knows groups
+	@$(BIN)/python -m pip install --quiet -e ".[train,export,openvino,serve,tiff,demo]" --group dev
 	@# Without what it depends on: OpenCV's build with windows needs libraries that servers lack.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "trackers>=2.6"
+	@$(BIN)/python -m pip install --quiet --no-deps "trackers>=2.6"
 	@touch $@
 
 demo: $(STAMP)
@@ -49,6 +51,9 @@ demo: $(STAMP)
 # Processes share the cores better than threads do, whose small tensors they wait for.
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$($(BIN)/python -c '$(WORKERS)') --dist loadfile $(ARGS)
+
+test-quick: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $$($(BIN)/python -c '$(WORKERS)') --dist loadfile -m "quick and not slow and not gpu" $(ARGS)
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

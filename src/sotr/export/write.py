@@ -2,17 +2,20 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
+from sotr.acceleration.cpu.engine import graph_of
 from sotr.data.images import list_images
 from sotr.data.transforms import MEAN, STD
 from sotr.errors import SOTRError
-from sotr.export.description import METADATA_KEY, ExportDescription
+from sotr.export.description import INPUT, METADATA_KEY, RAW_OUTPUTS, ExportDescription
 from sotr.export.onnx_file import trace
 from sotr.files import atomic_write
 from sotr.model.segmenter import Segmenter, load
@@ -87,8 +90,11 @@ def export(
 
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
     with console.status("exporting"):
-        content = trace(segmenter.network, None if raw else limited, description)
         try:
+            if format == "openvino" and raw:
+                write_openvino(path, lambda _: _raw_openvino(segmenter), description)
+                return _told(console, path)
+            content = trace(segmenter.network, None if raw else limited, description)
             if calibration:
                 from sotr.export.int8 import quantized  # what it needs takes its time to import
 
@@ -97,9 +103,13 @@ def export(
                 with atomic_write(path) as file:
                     file.write(content)
             else:
-                write_openvino(path, content, description)
+                write_openvino(path, partial(_openvino_of, content), description)
         except OSError as error:
             raise SOTRError(f"cannot write {path}: {error.strerror or error}; choose another with --out") from error
+    return _told(console, path)
+
+
+def _told(console: Console, path: Path) -> Path:
     console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     return path
 
@@ -124,15 +134,37 @@ def _check_openvino(segmenter: Segmenter) -> None:
         raise SOTRError(f"{segmenter.name} has deformable convolutions, which OpenVINO cannot read; export to onnx")
 
 
-def write_openvino(path: Path, onnx_file: bytes, description: ExportDescription) -> None:
-    """Write OpenVINO's two files; neither takes its place before both have been written."""
+def _openvino_of(onnx_file: bytes, folder: Path) -> Any:
+    """OpenVINO's model of an ONNX file."""
+    import openvino
+
+    onnx_path = folder / "model.onnx"
+    onnx_path.write_bytes(onnx_file)
+    return openvino.convert_model(onnx_path)
+
+
+def _raw_openvino(segmenter: Segmenter) -> Any:
+    """OpenVINO's model of raw predictions, traced directly: a third of the time that the way over ONNX takes."""
+    model = graph_of(segmenter.network)
+    for port, name in zip((*model.inputs, *model.outputs), (INPUT, *RAW_OUTPUTS), strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def write_openvino(path: Path, make: Callable[[Path], Any], description: ExportDescription) -> None:
+    """Write OpenVINO's two files; neither takes its place before both have been written.
+
+    Args:
+        path: of the .xml file.
+        make: gives OpenVINO's model, and may use the folder that it is given.
+        description: becomes part of the file.
+    """
     import openvino
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        onnx_path, written = Path(folder) / "model.onnx", Path(folder) / path.name
-        onnx_path.write_bytes(onnx_file)
+        written = Path(folder) / path.name
         try:
-            model = openvino.convert_model(onnx_path)
+            model = make(Path(folder))
             model.set_rt_info(description.to_json(), METADATA_KEY)
             openvino.save_model(model, written, compress_to_fp16=False)
         except OSError:

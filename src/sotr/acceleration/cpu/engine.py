@@ -74,6 +74,8 @@ def engine(network: SOTR, dtype: torch.dtype, keep: bool = True) -> Forward | No
 
 
 def _engine(network: SOTR, dtype: torch.dtype, keep: bool) -> Forward | None:
+    import openvino
+
     kept = cache_folder() / "engines" / _key(network)
     with tempfile.TemporaryDirectory() as scratch:
         folder = kept
@@ -81,7 +83,7 @@ def _engine(network: SOTR, dtype: torch.dtype, keep: bool) -> Forward | None:
             os.utime(kept)
         else:
             folder = Path(scratch)
-            _write(network, folder)
+            openvino.save_model(graph_of(network), folder / GRAPH, compress_to_fp16=False)
             folder = kept if keep and _keep(folder, kept) else folder
         compiled = Engine(_compile(folder / GRAPH, dtype, cache=folder if folder == kept else None))
     # A file of the cache may be of a layer whose code has changed since; so each is held against the network again.
@@ -101,8 +103,8 @@ def _key(network: SOTR) -> str:
     return digest.hexdigest()
 
 
-def _write(network: SOTR, folder: Path) -> None:
-    """Trace the network and write OpenVINO's two files. Batch size, height and width stay free."""
+def graph_of(network: SOTR) -> Any:
+    """OpenVINO's model of a network's raw predictions, by tracing. Batch size, height and width stay free."""
     import openvino
 
     images_B3HW = small_input(torch.device("cpu"))
@@ -111,7 +113,7 @@ def _write(network: SOTR, folder: Path) -> None:
         traced = torch.jit.trace(network, (images_B3HW,), check_trace=False)
         model = openvino.convert_model(traced, example_input=images_B3HW)
     model.reshape([-1, 3, -1, -1])
-    openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
+    return model
 
 
 def _keep(folder: Path, kept: Path) -> bool:
