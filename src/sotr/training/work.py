@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
-from torch import distributed as dist
+from torch.utils.data import DataLoader
 
 from sotr.building import build_network
 from sotr.config import SOTRConfig
-from sotr.data.batches import WORKER_DIED, lost_worker, train_loader
+from sotr.data.batches import WORKER_DIED, Batch, lost_worker, train_loader
 from sotr.data.coco import CocoDataset
 from sotr.data.sampling import EpochSampler
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
-from sotr.evaluation.coco import Metrics, coco_metrics
-from sotr.evaluation.evaluate import detect
 from sotr.evaluation.tables import class_table
 from sotr.files import atomic_write
 from sotr.model.segmenter import Segmenter
@@ -38,20 +34,18 @@ from sotr.training.checkpoints import (
     newest_checkpoint,
     remove_leftovers,
 )
-from sotr.training.devices import Devices, share_statistics, whole_weights
+from sotr.training.devices import Devices
 from sotr.training.display import Display, Interrupts, Stop, quiet_lightning
 from sotr.training.html_report import write_report
 from sotr.training.loggers import check_logger, make_loggers
 from sotr.training.module import LossNotFinite, SOTRModule
 from sotr.training.recipe import Recipe
 from sotr.training.replay import keep_step
-from sotr.training.report import draw_curves, draw_validation, model_card, read_log, spread, truth_beside
+from sotr.training.report import draw_curves, draw_validation, model_card, read_log
+from sotr.training.validation import Validation
 
 FAILED_STEP = "failed-step"
 """Folder in the run folder that holds a step whose loss was not finite."""
-
-SHOWN_PICTURES, SHOWN_SCORE = 4, 0.3
-"""Pictures that the loggers show after each validation, and the score from which objects are drawn in them."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -111,23 +105,10 @@ class Work:
         newest = newest_checkpoint(self.folder, self.console.print)
         first_step = 0 if newest is None else int(newest[1]["global_step"])
 
-        seed, device = self.run["seed"], self.devices.device
-        loader = train_loader(
-            self.train_data,
-            self.config,
-            self.recipe.augmentation,
-            batch_size=self.recipe.batch_size,
-            mask_stride=self.recipe.loss.mask_stride,
-            seed=seed,
-            workers=self.workers,
-            pin_memory=device.type == "cuda",
-            rank=self.devices.rank,
-            ranks=self.devices.total,
-            repeat_below=self.recipe.repeat_below,
-        )
+        loader = self._loader()
         total = self.recipe.total_iterations(len(loader))
-        torch.manual_seed(seed)
-        module = SOTRModule(self.config, self.recipe, total, seed, self.compile)
+        torch.manual_seed(self.run["seed"])
+        module = SOTRModule(self.config, self.recipe, total, self.run["seed"], self.compile)
         if first_weights is not None:
             module.network.load_state_dict(first_weights, strict=False)  # all, or all but the class head
 
@@ -135,7 +116,7 @@ class Work:
         average = AveragedWeights(self.recipe.ema_decay) if self.recipe.ema_decay else None
         validate = None
         if self.val_data is not None:
-            validate = _Validation(self.val_data, self.options, self.workers, interrupts)
+            validate = Validation(self.val_data, self.options, self.workers, interrupts)
         assert isinstance(loader.sampler, EpochSampler)
         log_every = max(1, min(20, len(loader) // 4))
         keeper = RunKeeper(
@@ -160,32 +141,19 @@ class Work:
         del newest
 
         with quiet_lightning(), interrupts, display:
-            trainer = pl.Trainer(
-                **self.devices.trainer_arguments(),
-                precision=self.run["precision"],
-                sync_batchnorm=self.recipe.batch_norm == "sync" and self.devices.total > 1,
-                max_epochs=math.ceil(total / len(loader)),
-                gradient_clip_val=self.recipe.clip_norm or None,
-                callbacks=[keeper] if average is None else [average, keeper],
-                logger=make_loggers(self.folder, self.run, self.logger, first_step, self.console.print),
-                plugins=[CheckpointFiles()],
-                log_every_n_steps=1,  # of Lightning's own log, which is not used
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                use_distributed_sampler=False,
-                default_root_dir=self.folder,
-            )
+            callbacks: list[pl.Callback] = [keeper] if average is None else [average, keeper]
+            trainer = self._trainer(callbacks, math.ceil(total / len(loader)), first_step)
             try:
                 try:
                     trainer.fit(module, loader, ckpt_path=resume_from, weights_only=True)
                 except Exception as error:
                     raise (keeper.failure or error) from None
                 if keeper.owes_validation:  # of a last epoch, after which there was nothing left to fit
-                    keeper.catch_up(trainer, module.to(device))
+                    keeper.catch_up(trainer, module.to(self.devices.device))
             except torch.OutOfMemoryError as error:
                 raise SOTRError(
-                    f"{device} has not enough memory ({str(error).split('. ')[0]}); lower --batch-size or --image-size"
+                    f"{self.devices.device} has not enough memory ({str(error).split('. ')[0]}); "
+                    "lower --batch-size or --image-size"
                 ) from None
             except LossNotFinite as failure:
                 raise self._failed(module, failure) from None
@@ -194,6 +162,41 @@ class Work:
             except Stop:
                 raise self._interrupted(trainer.global_step, total, interrupts) from None
         return keeper
+
+    def _loader(self) -> DataLoader[Batch]:
+        """Batches of this process."""
+        return train_loader(
+            self.train_data,
+            self.config,
+            self.recipe.augmentation,
+            batch_size=self.recipe.batch_size,
+            mask_stride=self.recipe.loss.mask_stride,
+            seed=self.run["seed"],
+            workers=self.workers,
+            pin_memory=self.devices.device.type == "cuda",
+            rank=self.devices.rank,
+            ranks=self.devices.total,
+            repeat_below=self.recipe.repeat_below,
+        )
+
+    def _trainer(self, callbacks: list[pl.Callback], epochs: int, first_step: int) -> pl.Trainer:
+        """Lightning's trainer, without what this run does itself."""
+        return pl.Trainer(
+            **self.devices.trainer_arguments(),
+            precision=self.run["precision"],
+            sync_batchnorm=self.recipe.batch_norm == "sync" and self.devices.total > 1,
+            max_epochs=epochs,
+            gradient_clip_val=self.recipe.clip_norm or None,
+            callbacks=callbacks,
+            logger=make_loggers(self.folder, self.run, self.logger, first_step, self.console.print),
+            plugins=[CheckpointFiles()],
+            log_every_n_steps=1,  # of Lightning's own log, which is not used
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=self.folder,
+        )
 
     def _failed(self, module: SOTRModule, failure: LossNotFinite) -> SOTRError:
         folder = self.folder / (FAILED_STEP if module.global_rank == 0 else f"{FAILED_STEP}-{module.global_rank}")
@@ -319,72 +322,3 @@ class Work:
 
 def _nothing() -> None:
     """What other processes than the first do after a validation, and nobody while finishing."""
-
-
-class _Validation:
-    """COCO mask AP of a module on the validation pictures, measured as `sotr evaluate` does.
-
-    Several processes share the pictures; each gets the metrics of all of them.
-    """
-
-    def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
-        self._data, self._options, self._workers, self._interrupts = data, options, workers, interrupts
-        self._truth = data.truth()
-
-    def __call__(self, module: SOTRModule, display: Display) -> Metrics:
-        """Measure the weights that the module has now.
-
-        Raises:
-            Stop: a signal asked to.
-        """
-        data, limit = self._data, self._options.max_objects
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-        def on_pictures(count: int) -> None:
-            display.advance(count * ranks)
-            # One process alone must not leave: the others would wait for its part.
-            if ranks == 1 and self._interrupts.number is not None:
-                raise Stop
-
-        display.begin("validation", len(data))
-        share_statistics(module)
-        with whole_weights(module):
-            segmenter = Segmenter(
-                module.network,
-                data.class_names,
-                data.category_ids,
-                self._options,
-                device=module.device,
-                engine="pytorch",  # the weights change before an engine would pay
-            )
-            results = detect(
-                segmenter,
-                data,
-                data.category_ids,
-                max_dets=limit,
-                workers=self._workers,
-                on_pictures=on_pictures,
-                pictures=range(module.global_rank, len(data), ranks),
-            )
-        if ranks > 1:
-            parts: list[Any] = [None] * ranks
-            dist.all_gather_object(parts, results)
-            results = [result for part in parts for result in part]
-        return coco_metrics(self._truth, results, max_dets=limit)
-
-    def pictures(self, module: SOTRModule) -> dict[str, NDArray[np.uint8]]:
-        """Some validation pictures, truth beside prediction, for the loggers."""
-        data = self._data
-        with whole_weights(module):
-            segmenter = Segmenter(
-                module.network,
-                data.class_names,
-                data.category_ids,
-                self._options,
-                device=module.device,
-                engine="pytorch",  # the weights change before an engine would pay
-            )
-            return {
-                f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]
-                for index in spread(len(data), SHOWN_PICTURES)
-            }

@@ -1,0 +1,89 @@
+"""What happens at a validation: metrics, and images for the loggers."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import distributed as dist
+
+from sotr.data.coco import CocoDataset
+from sotr.decoding import DecodeOptions
+from sotr.evaluation.coco import Metrics, coco_metrics
+from sotr.evaluation.evaluate import detect
+from sotr.model.segmenter import Segmenter
+from sotr.training.devices import share_statistics, whole_weights
+from sotr.training.display import Display, Interrupts, Stop
+from sotr.training.module import SOTRModule
+from sotr.training.report import spread, truth_beside
+
+SHOWN_PICTURES, SHOWN_SCORE = 4, 0.3
+"""Pictures that the loggers show after each validation, and the score from which objects are drawn in them."""
+
+
+class Validation:
+    """COCO mask AP of a module on the validation pictures, measured as `sotr evaluate` does.
+
+    Several processes share the pictures; each gets the metrics of all of them.
+    """
+
+    def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
+        self._data, self._options, self._workers, self._interrupts = data, options, workers, interrupts
+        self._truth = data.truth()
+
+    def __call__(self, module: SOTRModule, display: Display) -> Metrics:
+        """Measure the weights that the module has now.
+
+        Raises:
+            Stop: a signal asked to.
+        """
+        data, limit = self._data, self._options.max_objects
+        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+        def on_pictures(count: int) -> None:
+            display.advance(count * ranks)
+            # One process alone must not leave: the others would wait for its part.
+            if ranks == 1 and self._interrupts.number is not None:
+                raise Stop
+
+        display.begin("validation", len(data))
+        share_statistics(module)
+        with whole_weights(module):
+            segmenter = Segmenter(
+                module.network,
+                data.class_names,
+                data.category_ids,
+                self._options,
+                device=module.device,
+                engine="pytorch",  # the weights change before an engine would pay
+            )
+            results = detect(
+                segmenter,
+                data,
+                data.category_ids,
+                max_dets=limit,
+                workers=self._workers,
+                on_pictures=on_pictures,
+                pictures=range(module.global_rank, len(data), ranks),
+            )
+        if ranks > 1:
+            parts: list[Any] = [None] * ranks
+            dist.all_gather_object(parts, results)
+            results = [result for part in parts for result in part]
+        return coco_metrics(self._truth, results, max_dets=limit)
+
+    def pictures(self, module: SOTRModule) -> dict[str, NDArray[np.uint8]]:
+        """Some validation pictures, truth beside prediction, for the loggers."""
+        data = self._data
+        with whole_weights(module):
+            segmenter = Segmenter(
+                module.network,
+                data.class_names,
+                data.category_ids,
+                self._options,
+                device=module.device,
+                engine="pytorch",  # the weights change before an engine would pay
+            )
+            return {
+                f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]
+                for index in spread(len(data), SHOWN_PICTURES)
+            }
