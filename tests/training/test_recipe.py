@@ -1,5 +1,6 @@
 import inspect
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,3 +131,24 @@ def test_yaml_of_a_recipe_loads_again(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.to_dict()))
     assert Recipe.load(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "per_epoch"),
+    [
+        ({}, 14786),
+        ({"iterations": None, "epochs": 20}, 14786),
+        ({"iterations": None, "epochs": 20, "batch_size": 16}, 7393),
+        ({"iterations": None, "epochs": 36, "batch_size": 64, "lr": 0.08}, 1848),
+        ({"iterations": 9000}, 500),
+    ],
+)
+def test_the_papers_rate_drops_twice_whatever_the_length(changes: dict[str, Any], per_epoch: int) -> None:
+    recipe = replace(Recipe.load("paper"), **changes)
+    total = recipe.total_iterations(per_epoch)
+    factors = [recipe.lr_factor(step, total) for step in range(total)]
+    drops = [step for step in range(1, total) if factors[step] < factors[step - 1]]
+    assert drops == [math.ceil(0.7 * total), math.ceil(round(total * 5 / 6, 6))]
+    assert factors[-1] == pytest.approx(0.01)
+    if not changes:
+        assert drops == [210_000, 250_000]
