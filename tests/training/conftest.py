@@ -59,5 +59,5 @@ def one_thread() -> None:
 def one_picture() -> Iterator[None]:
     """A validation in this process shows one picture: to draw and compress four takes longer than all else in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sotr.training.work.SHOWN_PICTURES", 1)
+        patch.setattr("sotr.training.validation.SHOWN_PICTURES", 1)
         yield
