@@ -14,8 +14,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn, maskrcnn_resnet5
 
 from benchmarks.measure import Parts, Stopwatch
 from sotr.building import build_network
-from sotr.config import INPUT_DIVISOR, SOTRConfig
-from sotr.data.sizes import resized_size
+from sotr.config import SOTRConfig
+from sotr.data.sizes import padded_side, resized_size
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.decoding import DecodeOptions, find, finish
 from sotr.info import count_components
@@ -91,7 +91,7 @@ class Ours:
     def input_size(self, conditions: Conditions) -> Size:
         """Height and width of the padded input."""
         size = resized_size(*conditions.size, self.config.image_size, self.config.max_image_size)
-        height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in size)
+        height, width = map(padded_side, size)
         return height, width
 
 

@@ -1,18 +1,13 @@
 """The authors' released checkpoints as model folders of this package."""
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model.segmenter import Segmenter
+from sotr.model.tensors import read_state_dict
 from sotr.released.checkpoint import released_to_ours
 from sotr.released.coco_classes import COCO_IDS, COCO_NAMES
 from sotr.released.network import ReleasedSOTR
@@ -48,7 +43,7 @@ def convert_released(
     Nothing in the file is executed: it is read as plain tensors, or refused.
 
     Args:
-        checkpoint: The .pth file, or a .safetensors file with the same tensors.
+        checkpoint: The .pth file, a .pkl of NumPy arrays as detectron2 writes it, or a .safetensors file.
         out: Folder to write, for --model of the other commands; default: one with the file's name without its ending.
         width_duplication: exact feeds each map beside its own copy, as the authors' code does; wrapped and none halve
             the transformer's work, for outputs that differ by about one and by some percent.
@@ -57,7 +52,7 @@ def convert_released(
         SOTRError: the file cannot be read safely, or its tensors are not those of a released checkpoint.
     """
     path = Path(checkpoint)
-    tensors = read_tensors(path)
+    tensors = read_state_dict(path)
     try:
         config, state = released_to_ours(tensors)
     except SOTRError as error:
@@ -75,26 +70,3 @@ def convert_released(
     segmenter = Segmenter(network, COCO_NAMES, COCO_IDS, DecodeOptions.released(), path.stem, card=card)
     segmenter.save(out if out is not None else path.stem)
     return segmenter
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: a .safetensors file, or PyTorch's own format read with `weights_only`.
-
-    Raises:
-        SOTRError: the file is absent or damaged, or holds more than tensors and plain values.
-    """
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SOTRError(f"{path} is missing") from None
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SOTRError(
-            f"{path} cannot be read as plain tensors, and nothing else is read, for a pickle can run any code "
-            f"({reason[:200]}); save its state dict anew with torch.save or safetensors where you trust it"
-        ) from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SOTRError(f"{path} does not hold a state dict, names with tensors, at its top or under 'model'")
-    return content

@@ -13,6 +13,7 @@ from torchvision import ops as _registers_deform_conv2d  # noqa: F401
 
 from sotr.building import build_network
 from sotr.config import INPUT_DIVISOR, PRESETS, SOTRConfig
+from sotr.data.sizes import padded_side, resized_size
 from sotr.errors import SOTRError
 
 TYPICAL_PICTURE = (480, 640)
@@ -129,10 +130,8 @@ def info(
 
 def _default_input(config: SOTRConfig) -> tuple[int, int]:
     """Input size that preprocessing and padding make of the typical picture."""
-    from sotr.data.sizes import resized_size
-
     resized = resized_size(*TYPICAL_PICTURE, config.image_size, config.max_image_size)
-    height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in resized)
+    height, width = map(padded_side, resized)
     return height, width
 
 

@@ -72,7 +72,7 @@ def broken(kind: str) -> Any:
         ("missing", "1 missing: "),
         ("shape", "1 of another shape: "),
         ("unknown", "1 unknown: surprise"),
-        ("text", "holds no table of tensors by name"),
+        ("text", "does not hold a state dict"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, kind: str, words: str) -> None:
@@ -92,7 +92,7 @@ class _Touch:
 
 def test_files_are_never_executed(tmp_path: Path) -> None:
     torch.save({"conv1.weight": _Touch(tmp_path / "touched")}, tmp_path / "weights.pth")
-    with pytest.raises(SOTRError, match="is not a file of weights that can be read safely"):
+    with pytest.raises(SOTRError, match="cannot be read as plain tensors, and nothing else is read"):
         backbone_weights(SMALL, str(tmp_path / "weights.pth"))
     assert not (tmp_path / "touched").exists()
     (tmp_path / "weights.safetensors").write_bytes(b"nothing")

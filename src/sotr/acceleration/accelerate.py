@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sotr.acceleration.cpu.engine import NAME, can_run, engine
 from sotr.acceleration.plain import Forward, predict_plainly
-from sotr.acceleration.proof import first_line, give_way, proven
+from sotr.acceleration.proof import give_way, proven
 from sotr.data.transforms import preprocess
+from sotr.errors import first_line
 from sotr.masks.compress import Compress, compress_on_host
 from sotr.network import SOTR
 

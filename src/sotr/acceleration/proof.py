@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sotr.acceleration.plain import Forward
 from sotr.config import INPUT_DIVISOR
+from sotr.errors import first_line
 
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest difference, relative to the plain output's norm, that rounding explains, by the type of products."""
@@ -45,8 +46,3 @@ def proven(quick: Forward, plain: Forward, device: torch.device, dtype: torch.dt
 def give_way(name: str, reason: str) -> None:
     """Warn that plain PyTorch goes on instead of the quick way `name`."""
     warnings.warn(f"predicts with plain PyTorch instead of {name}: {reason}", RuntimeWarning, stacklevel=3)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sotr.data.batches import WORKER_DIED, died, eval_loader, load_picture
@@ -24,6 +23,7 @@ from sotr.evaluation.tables import class_table, number
 from sotr.loading import load
 from sotr.model.predictor import Predictor
 from sotr.model.segmenter import Segmenter
+from sotr.progress import progress_bar
 from sotr.results.instances import Instances
 
 UNKNOWN_CLASS = -1
@@ -97,18 +97,7 @@ def evaluate(
         messages.print(f"the file was exported for {most} objects per picture, so it gives no more than that")
 
     started = time.perf_counter()
-    progress = Progress(
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        transient=True,
-        disable=quiet or not messages.is_terminal,
-    )
-    with progress:
-        task = progress.add_task("evaluating", total=len(dataset))
+    with progress_bar("evaluating", len(dataset), messages) as advance:
         try:
             results = detect(
                 segmenter,
@@ -117,7 +106,7 @@ def evaluate(
                 max_dets=max_dets,
                 batch_size=batch_size,
                 workers=workers,
-                on_pictures=lambda count: progress.advance(task, count),
+                on_pictures=advance,
             )
         except WORKER_DIED as error:
             if (reason := died(error)) is None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from sotr.config import INPUT_DIVISOR
 from sotr.decode_options import DecodeOptions
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, RAW_OUTPUTS, ExportDescription
 from sotr.export.graph import SegmentationGraph
 from sotr.network import SOTR
@@ -52,8 +52,8 @@ def trace(network: SOTR, options: DecodeOptions | None, description: ExportDescr
                 optimize=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SOTRError(f"PyTorch cannot export {description.name} ({network.config.backbone}): {reason}") from error
+        what = f"{description.name} ({network.config.backbone})"
+        raise SOTRError(f"PyTorch cannot export {what}: {first_line(error)}") from error
     assert exported is not None
     _simplify(exported.model)
     exported.model.metadata_props[METADATA_KEY] = description.to_json()

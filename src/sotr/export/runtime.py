@@ -1,7 +1,6 @@
 """Exported models at work, with ONNX Runtime or OpenVINO. Nothing here needs PyTorch."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.config import INPUT_DIVISOR
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
-from sotr.data.sizes import resized_size
+from sotr.data.sizes import padded_side, resized_size
 from sotr.decode_options import DecodeOptions
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, ExportDescription
 from sotr.export.masks import full_size_rles
 from sotr.export.resize import resize
@@ -155,10 +153,7 @@ class ExportedSegmenter(Predictor[Prepared]):
 
 def pad_batch(batch: Sequence[Prepared]) -> NDArray[np.float32]:
     """Input of the graph, B x 3 x H x W, padded like `sotr.data.pad_batch`."""
-    height, width = (
-        math.ceil(max(prepared.input_3hw.shape[d] for prepared in batch) / INPUT_DIVISOR) * INPUT_DIVISOR
-        for d in (1, 2)
-    )
+    height, width = (padded_side(max(prepared.input_3hw.shape[d] for prepared in batch)) for d in (1, 2))
     images_B3HW = np.zeros((len(batch), 3, height, width), np.float32)
     for image_3HW, (input_3hw, _) in zip(images_B3HW, batch, strict=True):
         image_3HW[:, : input_3hw.shape[1], : input_3hw.shape[2]] = input_3hw
@@ -186,7 +181,7 @@ def _open_onnx(path: Path, device: str) -> tuple[Graph, str | None, str]:
     try:
         session = onnxruntime.InferenceSession(path, settings, providers)
     except Exception as error:  # ONNX Runtime's own errors have no common base below it
-        raise SOTRError(f"{path} is not a sound ONNX file ({_first_line(error)}); export the model again") from error
+        raise SOTRError(f"{path} is not a sound ONNX file ({first_line(error)}); export the model again") from error
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     return lambda images: session.run(list(OBJECT_OUTPUTS), {INPUT: images}), text, "cuda" if cuda else "cpu"
 
@@ -206,7 +201,7 @@ def _open_openvino(path: Path, device: str) -> tuple[Graph, str | None, str]:
         # Throughput hints and bf16 would change results.
         compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except Exception as error:  # OpenVINO raises RuntimeError and its own kinds
-        raise SOTRError(f"{path} is not a sound OpenVINO model ({_first_line(error)}); export it again") from error
+        raise SOTRError(f"{path} is not a sound OpenVINO model ({first_line(error)}); export it again") from error
 
     def run(images_B3HW: NDArray[np.float32]) -> list[NDArray[Any]]:
         # A request of its own for each call: several threads may call.
@@ -214,7 +209,3 @@ def _open_openvino(path: Path, device: str) -> tuple[Graph, str | None, str]:
         return [results[name] for name in OBJECT_OUTPUTS]
 
     return run, text, "cpu"
-
-
-def _first_line(error: Exception) -> str:
-    return next((" ".join(line.split()) for line in str(error).splitlines() if line.strip()), type(error).__name__)

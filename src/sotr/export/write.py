@@ -14,7 +14,7 @@ from rich.console import Console
 from sotr.acceleration.cpu.engine import graph_of
 from sotr.data.images import list_images
 from sotr.data.transforms import MEAN, STD
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.export.description import INPUT, METADATA_KEY, RAW_OUTPUTS, ExportDescription
 from sotr.export.onnx_file import trace
 from sotr.files import atomic_write
@@ -170,7 +170,6 @@ def write_openvino(path: Path, make: Callable[[Path], Any], description: ExportD
         except OSError:
             raise
         except Exception as error:  # RuntimeError and kinds of OpenVINO's own, a full disk among their reasons
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise SOTRError(f"OpenVINO cannot write {path}: {reason}") from error
+            raise SOTRError(f"OpenVINO cannot write {path}: {first_line(error)}") from error
         for suffix in (".bin", ".xml"):
             os.replace(written.with_suffix(suffix), path.with_suffix(suffix))

@@ -23,7 +23,7 @@ from sotr.config import PRESETS
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
 from sotr.data.transforms import pad_batch
 from sotr.decoding import DecodeOptions, Found, find, finish
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.model.files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -370,7 +370,7 @@ def _download(hub_id: str) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
     # HTTP errors, time-outs and an unreachable hub without a cached copy are all OSError.
     except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise SOTRError(
             f"{hub_id} is no folder here, nor could it be had from the Hugging Face hub: {reason}"
         ) from error

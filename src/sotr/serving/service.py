@@ -12,8 +12,8 @@ import numpy as np
 from fastapi import Request
 from numpy.typing import NDArray
 
-from sotr.config import INPUT_DIVISOR
 from sotr.data.images import load_image
+from sotr.data.sizes import padded_side
 from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
 from sotr.results.instances import Instances
@@ -164,5 +164,5 @@ async def _hung_up(request: Request) -> None:
 
 
 def _padded_size(prepared: Any) -> tuple[int, int]:
-    height, width = (-(-side // INPUT_DIVISOR) * INPUT_DIVISOR for side in prepared.input_3hw.shape[1:])
+    height, width = map(padded_side, prepared.input_3hw.shape[1:])
     return height, width

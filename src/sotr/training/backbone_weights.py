@@ -4,12 +4,11 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sotr.config import SOTRConfig
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
+from sotr.model.tensors import read_state_dict
 from sotr.network.backbone import Backbone
 
 IMAGENET = "imagenet"
@@ -32,7 +31,7 @@ def backbone_weights(config: SOTRConfig, source: str) -> tuple[dict[str, Tensor]
     if source == IMAGENET:
         tensors, origin = _published(name), f"timm's weights of {name}"
     else:
-        tensors, origin = _read(Path(source)), f"the weights in {source}"
+        tensors, origin = read_state_dict(Path(source)), f"the weights in {source}"
     # timm joins the names of some architectures' stages with "_" where the whole model has ".".
     given = {_plain(key): value for key, value in tensors.items()}
     with torch.device("meta"):
@@ -70,33 +69,9 @@ def _published(name: str) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # no such weights, no network, no space: each library below has errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SOTRError(
             f"the ImageNet weights of {name} could not be had ({reason}); when offline, give a file that was "
             "downloaded elsewhere with --backbone-weights FILE, or leave it out to start from random weights"
         ) from None
     return weights
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise SOTRError(f"{path}: no such file; --backbone-weights takes imagenet, none, or a file of weights")
-    try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except SafetensorError as error:
-        raise SOTRError(f"{path} is not a sound safetensors file ({error}); copy or download it again") from None
-    except Exception as error:  # torch.load raises whatever the bytes lead to
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise SOTRError(f"{path} is not a file of weights that can be read safely ({reason})") from None
-    if isinstance(content, dict):
-        for key in ("state_dict", "model"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SOTRError(f"{path} holds no table of tensors by name; give the state dict of a timm model")
-    return dict(content)

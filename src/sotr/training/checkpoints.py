@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.files import atomic_write
 
 FOLDER = "checkpoints"
@@ -66,7 +66,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the damaged bytes lead to
         # PyTorch explains at length; the first sentence says it.
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        reason = first_line(error).split(". ")[0]
         raise SOTRError(f"{path} is not a checkpoint that can be read ({reason}); restore it or train anew") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
         raise SOTRError(f"{path} is not a checkpoint of a training; restore it or train anew")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sotr.acceleration.plain import Forward, evaluating, predict_plainly
-from sotr.acceleration.proof import first_line, give_way, proven, small_input
-from sotr.errors import SOTRError
+from sotr.acceleration.proof import give_way, proven, small_input
+from sotr.errors import SOTRError, first_line
 from sotr.files import atomic_folder, cache_folder
 from sotr.network import SOTR, DensePredictions
 
