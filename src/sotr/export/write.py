@@ -92,7 +92,7 @@ def export(
     with console.status("exporting"):
         try:
             if format == "openvino" and raw:
-                write_openvino(path, lambda _: _raw_openvino(segmenter), description)
+                _save_openvino(path, lambda _: _raw_openvino(segmenter), description)
                 return _told(console, path)
             content = trace(segmenter.network, None if raw else limited, description)
             if calibration:
@@ -103,7 +103,7 @@ def export(
                 with atomic_write(path) as file:
                     file.write(content)
             else:
-                write_openvino(path, partial(_openvino_of, content), description)
+                write_openvino(path, content, description)
         except OSError as error:
             raise SOTRError(f"cannot write {path}: {error.strerror or error}; choose another with --out") from error
     return _told(console, path)
@@ -134,6 +134,11 @@ def _check_openvino(segmenter: Segmenter) -> None:
         raise SOTRError(f"{segmenter.name} has deformable convolutions, which OpenVINO cannot read; export to onnx")
 
 
+def write_openvino(path: Path, onnx_file: bytes, description: ExportDescription) -> None:
+    """Write an ONNX file as OpenVINO's two files; neither takes its place before both have been written."""
+    _save_openvino(path, partial(_openvino_of, onnx_file), description)
+
+
 def _openvino_of(onnx_file: bytes, folder: Path) -> Any:
     """OpenVINO's model of an ONNX file."""
     import openvino
@@ -151,7 +156,7 @@ def _raw_openvino(segmenter: Segmenter) -> Any:
     return model
 
 
-def write_openvino(path: Path, make: Callable[[Path], Any], description: ExportDescription) -> None:
+def _save_openvino(path: Path, make: Callable[[Path], Any], description: ExportDescription) -> None:
     """Write OpenVINO's two files; neither takes its place before both have been written.
 
     Args:
