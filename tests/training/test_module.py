@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
+from sotr.errors import SOTRError
 from sotr.learning import assign
 from sotr.network import SOTR
 from sotr.training import Recipe
@@ -42,6 +43,27 @@ def test_parameter_groups(network: SOTR, optimizer: Any) -> None:
     for prefix, module in network.named_modules():
         if isinstance(module, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm):
             assert not any(decayed[f"{prefix}.{name}"] for name, _ in module.named_parameters()), prefix
+
+
+def test_the_class_heads_weights_start_and_learn_at_a_multiple() -> None:
+    config = SOTRConfig.from_dict(CONFIG)
+    networks = []
+    for scale in (1.0, 8.0):
+        torch.manual_seed(0)
+        recipe = Recipe(epochs=1, lr=0.5, weight_decay=0.25, class_head_scale=scale)
+        networks.append(SOTRModule(config, recipe, 1, seed=0).network)
+    common, scaled = networks
+    torch.testing.assert_close(scaled.class_head.weight, common.class_head.weight * 8)
+    torch.testing.assert_close(scaled.kernel_head.weight, common.kernel_head.weight)
+
+    groups = parameter_groups(scaled, recipe)
+    assert sum(len(group["params"]) for group in groups) == len(list(scaled.parameters()))
+    own = [group for group in groups if group["lr"] == 4.0]
+    assert [len(group["params"]) for group in own] == [1]
+    assert own[0]["params"][0] is scaled.class_head.weight
+    assert own[0]["lr"] * own[0]["weight_decay"] == 0.5 * 0.25  # what a step decays
+    assert {group["lr"] for group in groups} == {0.5, 4.0}
+    assert len(parameter_groups(common, Recipe(epochs=1))) == 4
 
 
 def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
@@ -162,6 +184,24 @@ def test_a_step_on_a_gpu_is_that_on_a_cpu(dtype: torch.dtype | None) -> None:
     cpu, gpu = _losses_and_gradients(False), _losses_and_gradients(False, "cuda", dtype)
     for name in ("loss_class", "loss_mask"):
         assert float(gpu[name]) == pytest.approx(float(cpu[name]), rel=1e-3 if dtype is None else 0.03), name
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_frozen_stages_are_those_before_a_map(last: int) -> None:
+    recipe = Recipe(epochs=1, batch_norm="frozen", frozen_stages=last)
+    backbone = SOTRModule(SOTRConfig.from_dict(CONFIG), recipe, 1, seed=0).network.backbone
+    frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    convolutions = {f"{name}.weight" for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d)}
+    # C2 is made by the stem and layer1, C4 by layer2 and layer3, too.
+    stages = ("body.conv1", *(f"body.layer{number}" for number in range(1, last)))
+    assert frozen & convolutions == {name for name in convolutions if name.startswith(stages)}
+    assert frozen & convolutions
+    assert convolutions - frozen
+
+
+def test_frozen_stages_need_frozen_norms() -> None:
+    with pytest.raises(SOTRError, match="batch_norm"):
+        Recipe(epochs=1, frozen_stages=2)
 
 
 def test_frozen_batch_norms_neither_move_nor_learn() -> None:
