@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -210,6 +211,36 @@ def test_frozen_batch_norms_neither_move_nor_learn() -> None:
     assert norms
     assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
     assert module.network.backbone.training
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_gradients_are_clipped_with_either_optimizer(quick: bool, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, quick_layers=quick)
+    module = SOTRModule(SOTRConfig.from_dict({**CONFIG, "num_classes": 3}), recipe, 1, seed=0)
+    norms: list[float] = []
+
+    class Look(pl.Callback):
+        def on_before_zero_grad(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+            gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    trainer = pl.Trainer(
+        max_steps=2,
+        gradient_clip_val=0.01,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[Look()],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader([_batch()] * 2, batch_size=None))
+    assert bool(trainer.optimizers[0].defaults["fused"]) is quick
+    # Gradients are of the step before when the next one sets them to zero.
+    assert norms[1:]
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms[1:])
 
 
 def test_the_rate_keeps_pace_with_the_time() -> None:

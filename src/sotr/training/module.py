@@ -178,6 +178,8 @@ class SOTRModule(pl.LightningModule):
         whole = self.trainer.strategy.model
         if gradient_clip_val is not None and isinstance(whole, FullyShardedDataParallel):
             whole.clip_grad_norm_(gradient_clip_val)
+        elif gradient_clip_val and optimizer.defaults.get("fused"):  # which Lightning refuses to clip for
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -203,7 +205,10 @@ class SOTRModule(pl.LightningModule):
         if self.recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.recipe.lr, momentum=self.recipe.momentum)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(self.recipe.momentum, 0.999))
+            fused = self.recipe.quick_layers and self.device.type == "cpu"
+            optimizer = torch.optim.AdamW(
+                groups, lr=self.recipe.lr, betas=(self.recipe.momentum, 0.999), fused=fused or None
+            )
         schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
