@@ -1,10 +1,14 @@
-"""`python -m benchmarks NAME`: measure, and write what was found to benchmarks/results."""
+"""`python -m benchmarks NAME`: measure, and write what was found to benchmarks/results.
+
+`python -m benchmarks accuracy DATA` trains, too, and has options of its own.
+"""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 
+from benchmarks.accuracy import accuracy
 from benchmarks.command import benchmark
 from sotr.cli import command_parser, one_line
 from sotr.errors import SOTRError
@@ -12,12 +16,14 @@ from sotr.errors import SOTRError
 
 def main(words: Sequence[str]) -> int:
     """Run one benchmark and return the exit code."""
-    parser = command_parser(benchmark)
-    parser.prog = "python -m benchmarks"
+    trains = list(words[:1]) == ["accuracy"]
+    command: Callable[..., object] = accuracy if trains else benchmark
+    parser = command_parser(command)
+    parser.prog = "python -m benchmarks" + " accuracy" * trains
     try:
-        values = parser.parse_args(list(words)).as_dict()
+        values = parser.parse_args(list(words[trains:])).as_dict()
         values.pop("config", None)
-        benchmark(**values)
+        command(**values)
     except (SOTRError, ArgumentError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

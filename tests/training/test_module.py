@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
+from sotr.errors import SOTRError
 from sotr.learning import assign
 from sotr.network import SOTR
 from sotr.training import Recipe
@@ -42,6 +44,27 @@ def test_parameter_groups(network: SOTR, optimizer: Any) -> None:
     for prefix, module in network.named_modules():
         if isinstance(module, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm):
             assert not any(decayed[f"{prefix}.{name}"] for name, _ in module.named_parameters()), prefix
+
+
+def test_the_class_heads_weights_start_and_learn_at_a_multiple() -> None:
+    config = SOTRConfig.from_dict(CONFIG)
+    networks = []
+    for scale in (1.0, 8.0):
+        torch.manual_seed(0)
+        recipe = Recipe(epochs=1, lr=0.5, weight_decay=0.25, class_head_scale=scale)
+        networks.append(SOTRModule(config, recipe, 1, seed=0).network)
+    common, scaled = networks
+    torch.testing.assert_close(scaled.class_head.weight, common.class_head.weight * 8)
+    torch.testing.assert_close(scaled.kernel_head.weight, common.kernel_head.weight)
+
+    groups = parameter_groups(scaled, recipe)
+    assert sum(len(group["params"]) for group in groups) == len(list(scaled.parameters()))
+    own = [group for group in groups if group["lr"] == 4.0]
+    assert [len(group["params"]) for group in own] == [1]
+    assert own[0]["params"][0] is scaled.class_head.weight
+    assert own[0]["lr"] * own[0]["weight_decay"] == 0.5 * 0.25  # what a step decays
+    assert {group["lr"] for group in groups} == {0.5, 4.0}
+    assert len(parameter_groups(common, Recipe(epochs=1))) == 4
 
 
 def test_a_frozen_backbone_stays_in_evaluation_mode() -> None:
@@ -164,12 +187,60 @@ def test_a_step_on_a_gpu_is_that_on_a_cpu(dtype: torch.dtype | None) -> None:
         assert float(gpu[name]) == pytest.approx(float(cpu[name]), rel=1e-3 if dtype is None else 0.03), name
 
 
+@pytest.mark.parametrize("last", [2, 4])
+def test_frozen_stages_are_those_before_a_map(last: int) -> None:
+    recipe = Recipe(epochs=1, batch_norm="frozen", frozen_stages=last)
+    backbone = SOTRModule(SOTRConfig.from_dict(CONFIG), recipe, 1, seed=0).network.backbone
+    frozen = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
+    convolutions = {f"{name}.weight" for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d)}
+    # C2 is made by the stem and layer1, C4 by layer2 and layer3, too.
+    stages = ("body.conv1", *(f"body.layer{number}" for number in range(1, last)))
+    assert frozen & convolutions == {name for name in convolutions if name.startswith(stages)}
+    assert frozen & convolutions
+    assert convolutions - frozen
+
+
+def test_frozen_stages_need_frozen_norms() -> None:
+    with pytest.raises(SOTRError, match="batch_norm"):
+        Recipe(epochs=1, frozen_stages=2)
+
+
 def test_frozen_batch_norms_neither_move_nor_learn() -> None:
     module = SOTRModule(SOTRConfig.from_dict(CONFIG), Recipe(epochs=1, batch_norm="frozen"), 1, seed=0)
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms
     assert not any(norm.training or norm.weight.requires_grad or norm.bias.requires_grad for norm in norms)
     assert module.network.backbone.training
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_gradients_are_clipped_with_either_optimizer(quick: bool, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, quick_layers=quick)
+    module = SOTRModule(SOTRConfig.from_dict({**CONFIG, "num_classes": 3}), recipe, 1, seed=0)
+    norms: list[float] = []
+
+    class Look(pl.Callback):
+        def on_before_zero_grad(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+            gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    trainer = pl.Trainer(
+        max_steps=2,
+        gradient_clip_val=0.01,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=[Look()],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader([_batch()] * 2, batch_size=None))
+    assert bool(trainer.optimizers[0].defaults["fused"]) is quick
+    # Gradients are of the step before when the next one sets them to zero.
+    assert norms[1:]
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms[1:])
 
 
 def test_the_rate_keeps_pace_with_the_time() -> None:

@@ -20,6 +20,8 @@ from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
 from sotr.learning import Assignment, Normalisers, sotr_losses
 from sotr.network import SOTR
+from sotr.network.backbone import Backbone
+from sotr.training.quick_layers import QuickLayers
 from sotr.training.recipe import Recipe
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -58,6 +60,8 @@ class SOTRModule(pl.LightningModule):
         self.network = build_network(config)
         # A function, not a module: the state dict must not hold the network twice.
         self._forward = torch.compile(self.network.forward) if compile else self.network.forward
+        self._compiled = compile
+        self._quick: QuickLayers | None = None
         self.recipe = recipe
         self.total_iterations = total_iterations
         self.seed = seed
@@ -68,6 +72,9 @@ class SOTRModule(pl.LightningModule):
         self._unchecked: tuple[Batch, Tensor, torch.cuda.Event | None] | None = None
         self._batch: Batch | None = None
         """Whose gradient is to be looked at."""
+        if recipe.class_head_scale != 1:
+            with torch.no_grad():
+                self.network.class_head.weight.mul_(recipe.class_head_scale)
         if recipe.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if recipe.backbone_lr_factor == 0:
@@ -75,6 +82,8 @@ class SOTRModule(pl.LightningModule):
         if recipe.batch_norm == "frozen":
             for norm in self._batch_norms():
                 norm.requires_grad_(False)
+        for parameter in stage_parameters(self.network.backbone, recipe.frozen_stages):
+            parameter.requires_grad_(False)
         self.train()  # Lightning takes the modes as they are
 
     def _batch_norms(self) -> Iterator[nn.Module]:
@@ -116,10 +125,19 @@ class SOTRModule(pl.LightningModule):
         images = batch.images_B3HW
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with attention_for(images.device):
+        with attention_for(images.device), self._quick_layers(images.device):
             predictions = self._forward(images)
         normalisers = shared_normalisers(batch.assignment, images.device)
         return sotr_losses(predictions, batch.targets, batch.assignment, self.recipe.loss, normalisers)
+
+    def _quick_layers(self, device: torch.device) -> AbstractContextManager[None]:
+        """On CPUs, layers that compute the same as the network's in less time."""
+        if device.type != "cpu" or self._compiled or not self.recipe.quick_layers:
+            return nullcontext()
+        if self._quick is None:
+            frozen = self.recipe.batch_norm == "frozen" or self.recipe.backbone_lr_factor == 0
+            self._quick = QuickLayers(self.network, frozen)
+        return self._quick.active()
 
     def _watch(self, loss: Tensor, batch: Batch) -> None:
         """On CUDA start the loss's copy to the host, to be looked at when the backward pass is on its way."""
@@ -160,6 +178,8 @@ class SOTRModule(pl.LightningModule):
         whole = self.trainer.strategy.model
         if gradient_clip_val is not None and isinstance(whole, FullyShardedDataParallel):
             whole.clip_grad_norm_(gradient_clip_val)
+        elif gradient_clip_val and optimizer.defaults.get("fused"):  # which Lightning refuses to clip for
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -185,7 +205,10 @@ class SOTRModule(pl.LightningModule):
         if self.recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.recipe.lr, momentum=self.recipe.momentum)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.recipe.lr, betas=(self.recipe.momentum, 0.999))
+            fused = self.recipe.quick_layers and self.device.type == "cpu"
+            optimizer = torch.optim.AdamW(
+                groups, lr=self.recipe.lr, betas=(self.recipe.momentum, 0.999), fused=fused or None
+            )
         schedule = LambdaLR(optimizer, lambda step: self.lr_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -236,24 +259,41 @@ def attention_for(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(without_cudnn) if device.type == "cuda" else nullcontext()
 
 
+def stage_parameters(backbone: Backbone, last: int) -> list[nn.Parameter]:
+    """The trainable parameters of a backbone from which its map C2, .. or C5 (`last`) is made; none for 0."""
+    if last == 0:
+        return []
+    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    images_13HW = torch.zeros(1, 3, 64, 64, device=parameters[0].device)
+    feature = backbone(images_13HW)[last - 2]
+    gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
+    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
 def parameter_groups(network: SOTR, recipe: Recipe) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and weight decay: (backbone, rest) x (decayed, not decayed).
 
     Norm layers are not decayed; with AdamW, whose decay is far stronger, biases and position embeddings are not either.
+    The class head's weights are a group of their own where they are trained at a multiple of the rate; its decay is the
+    same then.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    factors = {"backbone": recipe.backbone_lr_factor, "class head": recipe.class_head_scale, "rest": 1.0}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for prefix, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
+            part = "backbone" if prefix.startswith("backbone") else "rest"
+            if parameter is network.class_head.weight and recipe.class_head_scale != 1:
+                part = "class head"
             spared = recipe.optimizer == "adamw" and (name == "bias" or prefix.endswith("position"))
             decayed = not isinstance(module, _NORMS) and not spared
-            groups.setdefault((prefix.startswith("backbone"), decayed), []).append(parameter)
+            groups.setdefault((part, decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": recipe.lr * (recipe.backbone_lr_factor if in_backbone else 1.0),
-            "weight_decay": recipe.weight_decay if decayed else 0.0,
+            "lr": recipe.lr * factors[part],
+            "weight_decay": recipe.weight_decay / (factors[part] if part == "class head" else 1) if decayed else 0.0,
         }
-        for (in_backbone, decayed), parameters in groups.items()
+        for (part, decayed), parameters in groups.items()
     ]

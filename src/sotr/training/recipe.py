@@ -38,6 +38,14 @@ class Recipe:
     """Decay of the weights per step, times the learning rate."""
     backbone_lr_factor: float = 1.0
     """The backbone's learning rate as a multiple of `lr`; 0 keeps its weights as they are."""
+    frozen_stages: int = 0
+    """The backbone's stages that are not trained, from the first: 2 keeps the weights of all that C2 is made from, 3
+    those of C3 and so on; 0 trains all. The finest maps cost most and, from ImageNet, change least. Any other number
+    than 0 needs `batch_norm` "frozen"."""
+    class_head_scale: float = 1.0
+    """Train the class head's weights as this multiple of what a common start and the common rate give them: both are
+    multiplied by it. The head starts from scores of 1 % and few cells tell it about an object; at a common rate it
+    lags behind the features that it reads."""
     batch_norm: Literal["batch", "sync", "frozen"] = "batch"
     """Statistics of BatchNorm layers: "batch" of each device's own pictures, "sync" of all devices' together, "frozen"
     those of the first weights, whose scale and shift are then not trained either; for a few pictures per device."""
@@ -63,6 +71,8 @@ class Recipe:
     """"auto" takes bf16-mixed where the device computes bfloat16 in hardware, else 32-true."""
     channels_last: bool = True
     """Keep pictures and convolution weights in channels-last memory order, which most hardware runs faster."""
+    quick_layers: bool = True
+    """On CPUs, train with layers that compute the same in less time, up to rounding (`training.quick_layers`)."""
     ema_decay: float = 0.999
     """Decay of the weights' moving average, which is what is validated and saved; 0 is none."""
     validate_every: int = 1
@@ -87,6 +97,12 @@ class Recipe:
         for name in ("weight_decay", "backbone_lr_factor", "warmup_iterations", "clip_norm", "early_stop"):
             if getattr(self, name) < 0:
                 raise SOTRError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.frozen_stages not in (0, 2, 3, 4, 5):
+            raise SOTRError(f"frozen_stages is {self.frozen_stages}; choose 2, 3, 4 or 5, or 0 for none")
+        if self.frozen_stages and self.batch_norm != "frozen":
+            raise SOTRError(f"frozen_stages is {self.frozen_stages}, which needs batch_norm: frozen")
+        if not 0 < self.class_head_scale < math.inf:
+            raise SOTRError(f"class_head_scale is {self.class_head_scale}; it must be positive")
         if not 0 < self.lr < math.inf:
             raise SOTRError(f"lr is {self.lr}; it must be positive")
         if not 0 <= self.repeat_below <= 1:
