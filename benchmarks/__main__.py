@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jsonargparse import ArgumentError
 
@@ -14,14 +15,19 @@ from sotr.cli import command_parser, one_line
 from sotr.errors import SOTRError
 
 
-def main(words: Sequence[str]) -> int:
-    """Run one benchmark and return the exit code."""
+def parse(words: Sequence[str]) -> tuple[Callable[..., object], dict[str, Any]]:
+    """The benchmark that the words name, and its arguments."""
     trains = list(words[:1]) == ["accuracy"]
     command: Callable[..., object] = accuracy if trains else benchmark
     parser = command_parser(command)
     parser.prog = "python -m benchmarks" + " accuracy" * trains
+    return command, parser.parse_args(list(words[trains:])).as_dict()
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one benchmark and return the exit code."""
     try:
-        values = parser.parse_args(list(words[trains:])).as_dict()
+        command, values = parse(words)
         values.pop("config", None)
         command(**values)
     except (SOTRError, ArgumentError) as error:

@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# No test reaches for the network: the hub's library reads this when it is imported, here and in processes of tests.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as coco_mask

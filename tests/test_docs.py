@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmarks.__main__ import parse
 from mahotas import demos
 from PIL import Image
 
@@ -156,6 +157,9 @@ def _is_checked(line: str) -> bool:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         named = {extra for word in words for extra in re.findall(r"^(?:sotr|\.)\[(.+)\]$", word)}
         return {extra for extras in named for extra in extras.split(",")} <= set(project["optional-dependencies"])
+    if words[:3] == ["python", "-m", "benchmarks"]:
+        parse(words[3:])
+        return True
     if words[0] in ("python", "pytest"):
         return any((ROOT / word).is_file() for word in words[1:])
     return False

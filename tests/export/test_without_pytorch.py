@@ -17,7 +17,7 @@ from tests.scenes import discs
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NEEDS_PYTORCH = {"torch", "torchvision", "timm", "safetensors", "huggingface_hub", "supervision"}
+NEEDS_PYTORCH = {"torch", "torchvision", "timm", "safetensors", "huggingface_hub", "supervision", "packaging"}
 """The dependencies that an installation for exported models leaves out."""
 
 WITHOUT = f"""

@@ -1,9 +1,15 @@
 """Weights for the backbone alone, from ImageNet or wherever the user has them: read strictly, never executed."""
 
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import timm
 import torch
+from huggingface_hub import constants
 from torch import Tensor
 
 from sotr.config import SOTRConfig
@@ -61,17 +67,39 @@ def backbone_weights(config: SOTRConfig, source: str) -> tuple[dict[str, Tensor]
     return chosen, origin
 
 
+def reachable() -> bool:
+    """Whether the Hugging Face hub, or a proxy to it, has an address here; asking takes no second."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        return bool(socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443))
+    except OSError:
+        return False
+
+
 def _plain(key: str) -> str:
     return key.replace(".", "_")
 
 
+@contextmanager
+def only_cached() -> Iterator[None]:
+    """In the block the hub's library does not use the network."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _published(name: str) -> dict[str, Tensor]:
     try:
-        weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        # Otherwise the hub's library would try for a minute before it looks into its cache.
+        with only_cached() if not reachable() else nullcontext():
+            weights: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # no such weights, no network, no space: each library below has errors of its own
         reason = first_line(error)
         raise SOTRError(
             f"the ImageNet weights of {name} could not be had ({reason}); when offline, give a file that was "
-            "downloaded elsewhere with --backbone-weights FILE, or leave it out to start from random weights"
+            "downloaded elsewhere with --backbone-weights FILE, or none to start from random weights"
         ) from None
     return weights

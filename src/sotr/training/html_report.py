@@ -47,6 +47,7 @@ def write_report(
     metrics: Mapping[str, Any] | None,
     rows: Sequence[Mapping[str, float]],
     seconds: float,
+    lines: Sequence[str] = (),
     workers: int = 0,
     on_pictures: Callable[[int], object] = lambda count: None,
 ) -> None:
@@ -60,6 +61,7 @@ def write_report(
         metrics: of the best validation, or None.
         rows: of the run's logs, as `report.read_log` gives them.
         seconds: wall time of the training.
+        lines: what to say at the top, see `verdict`.
         workers: processes that load pictures.
         on_pictures: told the number of pictures of each batch when it is done.
     """
@@ -72,6 +74,7 @@ def write_report(
         "curves": _svg(curves(rows, INK)),
         "steps": max((int(row["step"]) for row in rows), default=0),
         "found": None,
+        "lines": lines,
     }
     if data is not None and metrics is not None:
         results = detect(

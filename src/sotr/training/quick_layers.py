@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sotr.network import SOTR
-from sotr.network.attention import RowAttention
+from sotr.network.attention import ColumnAttention, RowAttention
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -41,11 +41,11 @@ class QuickLayers:
     def __init__(self, network: SOTR, frozen_norms: bool) -> None:
         self._methods: Methods = {}
         for module in network.modules():
-            if isinstance(module, nn.GroupNorm):
+            if type(module) is nn.GroupNorm:
                 self._methods[module] = "forward", _group_norm(module)
             elif type(module) is nn.Conv2d and _is_slow(module):
                 self._methods[module] = "forward", _convolution(module)
-            elif isinstance(module, RowAttention):
+            elif isinstance(module, RowAttention) and type(module) in (RowAttention, ColumnAttention):
                 self._methods[module] = "attend", _attention(module.heads)
         if frozen_norms:
             self._methods |= _without_norms(network.backbone)

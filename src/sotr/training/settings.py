@@ -5,6 +5,7 @@ import platform
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +21,11 @@ from sotr.errors import SOTRError
 from sotr.files import LOCK, atomic_write
 from sotr.model.files import read_architecture
 from sotr.model.segmenter import load
-from sotr.training.backbone_weights import backbone_weights
+from sotr.training.backbone_weights import IMAGENET, backbone_weights, only_cached
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES, Recipe
+from sotr.training.verdict import looks_like_microscopy
 
 DEFAULTS: dict[str, Any] = {
     "model": "sotr-r50",
@@ -155,6 +157,33 @@ def default_recipe(model: str, backbone_weights: str | None) -> str:
     if model not in PRESETS and not Path(model).is_file():
         return "finetune"
     return "scratch" if backbone_weights in (None, "none") else "pretrained"
+
+
+def choose_start(arguments: dict[str, Any], data: CocoDataset, offline: bool, console: Console) -> None:
+    """Fill in the backbone's first weights and the recipe where the user left them open, and say what was chosen."""
+    model, recipe = arguments["model"], arguments["recipe"]
+    untrained = model in PRESETS or Path(model).is_file()
+    if arguments["backbone_weights"] is None and recipe is None and untrained:
+        arguments["backbone_weights"] = _open_start(model, data, offline, console)
+    if recipe is None:
+        arguments["recipe"] = default_recipe(model, arguments["backbone_weights"])
+
+
+def _open_start(model: str, data: CocoDataset, offline: bool, console: Console) -> str:
+    config, _ = architecture(model, data)
+    if looks_like_microscopy(data):
+        console.print("many small objects of one class, as in microscopy: --model nuclei may be the better start")
+    try:
+        with only_cached() if offline else nullcontext():
+            _, origin = backbone_weights(config, IMAGENET)
+    except SOTRError as error:
+        console.print(
+            f"starts from random weights, the worst start there is: {error}. From {len(data)} images such a network "
+            "learns slowly, and often little; --model MODEL starts from a trained one"
+        )
+        return "none"
+    console.print(f"the backbone starts from ImageNet: {origin}, fetched once and kept in the cache")
+    return IMAGENET
 
 
 def _objects(data: CocoDataset) -> int:

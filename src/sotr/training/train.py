@@ -33,6 +33,7 @@ def train(
     image_size: int | None = None,
     suggest: bool = True,
     backbone_weights: str | None = None,
+    offline: bool = False,
     early_stop: int | None = None,
     max_time: str | None = None,
     out: str | None = None,
@@ -71,8 +72,10 @@ def train(
         suggest: Let a preset's image size, scale ranges and grids follow from the data, and the batch size from
             their number and the memory there is; what changes is said, and image_size, batch_size and a recipe of your
             own win.
-        backbone_weights: First weights of the backbone alone: imagenet, which timm fetches from the Hugging Face hub; a
-            .safetensors or PyTorch file of a timm model; or none, the default.
+        backbone_weights: First weights of the backbone alone: imagenet, which timm fetches once from the Hugging Face
+            hub; a .safetensors or PyTorch file of a timm model; or none. Default: imagenet for an architecture without
+            weights, unless a recipe is named; random weights, and a line that says so, where they cannot be had.
+        offline: Use the network for nothing; first weights come from the cache, if they are there.
         early_stop: End after this many validations without a better AP, instead of the recipe's number; 0 is never.
         max_time: End when the run has taken this long, all its parts together, such as 90m, 8h or 1h30m; the learning
             rate comes down in that time. The last validation follows.
@@ -143,7 +146,6 @@ def train(
     elif data is None:
         raise SOTRError("there is nothing to train on; give the folder of a data set")
     else:
-        arguments["recipe"] = recipe if recipe is not None else settings.default_recipe(model, backbone_weights)
         folder, run = settings.new_folder(out, data, model, used.main), {}
 
     train_data, val_data = find_data(
@@ -160,6 +162,7 @@ def train(
         if resume:
             settings.check_same_sharing(folder, run, used)
     else:
+        settings.choose_start(arguments, train_data, offline, console)
         run = settings.new_run(folder, data, arguments, means, train_data, val_data, used)
         for reason in run["advice"]:
             console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from sotr.training.recipe import Recipe
 from sotr.training.replay import keep_step
 from sotr.training.report import draw_curves, draw_validation, model_card, read_log
 from sotr.training.validation import Validation
+from sotr.training.verdict import verdict
 
 FAILED_STEP = "failed-step"
 """Folder in the run folder that holds a step whose loss was not finite."""
@@ -285,13 +286,20 @@ class Work:
                 json.dump(keeper.best, file, indent=2, ensure_ascii=False)
             draw_validation(segmenter, self.val_data, self.folder / "validation")
             self.console.print(class_table(keeper.best, f"validation after epoch {keeper.best['epoch']}"))
-        self._write_report(segmenter, keeper)
+        rows = read_log(self.folder / "logs" / "csv")
+        steps = max((int(row["step"]) for row in rows), default=0)
+        lines = verdict(keeper.best, self.run, self.train_data, steps)
+        self._write_report(segmenter, keeper, rows, lines)
+        for line in lines:
+            self.console.print(line)
         self.console.print(
             f"the model is in {self.folder / 'model'}; curves, pictures and report.html are in {self.folder}"
         )
         return summary
 
-    def _write_report(self, segmenter: Segmenter, keeper: RunKeeper) -> None:
+    def _write_report(
+        self, segmenter: Segmenter, keeper: RunKeeper, rows: Sequence[Mapping[str, float]], lines: Sequence[str]
+    ) -> None:
         with Display(self.console) as display:
             display.begin("report", self.run["data"]["val_pictures"])
             write_report(
@@ -300,8 +308,9 @@ class Work:
                 self.val_data,
                 self.run,
                 keeper.best,
-                read_log(self.folder / "logs" / "csv"),
+                rows,
                 keeper.seconds,
+                lines,
                 workers=self.workers,
                 on_pictures=display.advance,
             )
