@@ -1,8 +1,10 @@
 import inspect
 import json
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tests.training.conftest import RECIPE
 
 
 def test_bundled_recipes_are_valid_and_survive_json() -> None:
-    assert set(RECIPES) == {"finetune", "paper", "pretrained", "scratch"}
+    assert set(RECIPES) == {"finetune", "paper", "paper-imagenet", "pretrained", "scratch"}
     for name in RECIPES:
         recipe = Recipe.load(name)
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
@@ -98,7 +100,9 @@ def test_mistakes_are_named(write_yaml: Callable[..., str], changes: dict[str, A
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(SOTRError, match=r"no recipe 'papr'; choose one of finetune, paper, pretrained, scratch"):
+    with pytest.raises(
+        SOTRError, match=r"no recipe 'papr'; choose one of finetune, paper, paper-imagenet, pretrained, scratch"
+    ):
         Recipe.load("papr")
     broken = tmp_path / "broken.yaml"
     broken.write_text("lr: [1,\n")
@@ -152,3 +156,42 @@ def test_the_papers_rate_drops_twice_whatever_the_length(changes: dict[str, Any]
     assert factors[-1] == pytest.approx(0.01)
     if not changes:
         assert drops == [210_000, 250_000]
+
+
+def test_the_papers_training_from_imagenet_differs_in_three_settings() -> None:
+    paper, imagenet = Recipe.load("paper").to_dict(), Recipe.load("paper-imagenet").to_dict()
+    differing = {name: imagenet[name] for name in paper if paper[name] != imagenet[name]}
+    assert differing == {"batch_norm": "frozen", "frozen_stages": 2}
+
+
+COCO_IMAGES = 118_287
+
+
+def commands_in_docs() -> list[list[str]]:
+    """Commands of the documentation that train with the paper's recipe, without those that only measure."""
+    pages = (Path(__file__).parents[2] / "docs").glob("*.md")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if "train " in line and "--recipe paper" in line]
+    return [shlex.split(line, comments=True) for line in lines if "--max-time" not in line]
+
+
+@pytest.mark.parametrize("words", commands_in_docs(), ids=" ".join)
+def test_the_documented_commands_train_as_long_as_the_paper(words: list[str]) -> None:
+    given = dict(pairwise(words))
+    recipe = Recipe.load(given["--recipe"])
+    changes: dict[str, Any] = {}
+    if "--epochs" in given:
+        changes |= {"epochs": int(given["--epochs"]), "iterations": None}
+    if "--batch-size" in given:
+        changes |= {"batch_size": int(given["--batch-size"])}
+    if "--lr" in given:
+        changes |= {"lr": float(given["--lr"])}
+    recipe = replace(recipe, **changes)
+    per_epoch = COCO_IMAGES // recipe.batch_size
+    total = recipe.total_iterations(per_epoch)
+    assert 18 <= total / per_epoch <= 37
+    assert recipe.lr == pytest.approx(0.01 * recipe.batch_size / 8)  # the rate grows with the batch
+    factors = {round(recipe.lr_factor(step, total), 9) for step in range(total // 2, total)}
+    assert factors == {1.0, 0.1, 0.01}
+    devices = int(given.get("--devices", 1)) * int(given.get("--nodes", 1))
+    assert recipe.batch_norm == "frozen" or recipe.batch_size >= 2 * devices
