@@ -48,14 +48,18 @@ class DecodeOptions:
         if not 0 < self.mask_threshold < 1:
             raise SOTRError(f"mask_threshold is {self.mask_threshold}; it must lie between 0 and 1")
         for name in ("max_candidates", "max_nms", "max_objects"):
-            if getattr(self, name) < 1:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise SOTRError(f"{name} is {getattr(self, name)}; it must be a whole number from 1 on")
         if self.nms not in NMS:
             raise SOTRError(f"there is no nms {self.nms!r}; choose one of {', '.join(NMS)}")
         if self.upsample not in ("logits", "probabilities"):
             raise SOTRError(f"upsample is {self.upsample!r}; choose logits or probabilities")
-        if not 0 <= self.nms_threshold <= 1 or self.nms_sigma <= 0 or self.min_area_strides < 0:
-            raise SOTRError("nms_threshold must lie in 0..1, nms_sigma be positive, min_area_strides not negative")
+        if not 0 <= self.nms_threshold <= 1:
+            raise SOTRError(f"nms_threshold is {self.nms_threshold}; it must lie in 0..1")
+        if not 0 < self.nms_sigma <= 1e6:
+            raise SOTRError(f"nms_sigma is {self.nms_sigma}; it must be positive, and at most a million")
+        if not 0 <= self.min_area_strides <= 1e6:
+            raise SOTRError(f"min_area_strides is {self.min_area_strides}; it must lie in 0..1,000,000")
 
     @property
     def threshold_logit(self) -> float:
@@ -70,6 +74,22 @@ class DecodeOptions:
             max_candidates=max(self.max_candidates, 2 * max_objects),
             max_nms=max(self.max_nms, 2 * max_objects),
         )
+
+    def with_changes(self, text: str) -> "DecodeOptions":
+        """The same with some settings changed, as the command line gives them: "points_nms=false,nms_sigma=1.5".
+
+        Raises:
+            SOTRError: an unknown setting, or a value of the wrong type or out of range.
+        """
+        import yaml  # only where settings are given as text
+
+        values = {}
+        for part in text.split(","):
+            name, equals, value = part.partition("=")
+            if not equals:
+                raise SOTRError(f"decoding setting {part!r} has no value; write NAME=VALUE,NAME=VALUE")
+            values[name.strip()] = yaml.safe_load(value)
+        return self.from_dict(asdict(self) | values)
 
     @classmethod
     def released(cls) -> "DecodeOptions":

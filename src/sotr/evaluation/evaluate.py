@@ -45,6 +45,7 @@ def evaluate(
     workers: int = 0,
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["auto", "pytorch"] = "auto",
+    decode: str | None = None,
 ) -> dict[str, Any]:
     """Measure a model's COCO mask AP and AR on annotated pictures.
 
@@ -67,6 +68,8 @@ def evaluate(
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
         engine: auto takes the quickest way that proves equal to plain PyTorch, such as OpenVINO on CPUs if it is
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
+        decode: decoding settings to change, such as points_nms=true,nms=linear; the names are those of
+            `sotr.decoding.DecodeOptions`. Exported files have their own.
 
     Returns:
         AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
@@ -89,6 +92,8 @@ def evaluate(
         raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
     segmenter = model if isinstance(model, Predictor) else load(model, device, precision, engine)
 
+    if decode is not None:
+        segmenter.change_decoding(decode)
     messages = Console(stderr=True, quiet=quiet, soft_wrap=True)
     category_ids = match_classes(segmenter.class_names, dataset.class_names, dataset.category_ids)
     if absent := sorted(set(dataset.class_names) - set(segmenter.class_names)):

@@ -81,6 +81,10 @@ class ExportedSegmenter(Predictor[Prepared]):
         files = [path, path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else [path]
         return cls(graph, description, device, files)
 
+    def change_decoding(self, text: str) -> None:
+        """See `Predictor`."""
+        raise SOTRError(f"{self.name} was exported with its decoding inside; change it in the model, and export again")
+
     def digest(self) -> str:
         """See `Predictor`."""
         digest = hashlib.blake2b(digest_size=20)

@@ -46,6 +46,14 @@ class Predictor(ABC, Generic[Prepared]):
     def accelerate(self) -> None:
         """Make now what speeds up many predictions; exported models have nothing to make."""
 
+    def change_decoding(self, text: str) -> None:
+        """Change decoding settings of this model from now on; see `DecodeOptions.with_changes`.
+
+        Raises:
+            SOTRError: a setting is unknown or out of range, or decoding is inside an exported file.
+        """
+        self.decode_options = self.decode_options.with_changes(text)
+
     @abstractmethod
     def digest(self) -> str:
         """A hexadecimal number that is another one for other weights."""

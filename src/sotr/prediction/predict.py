@@ -72,6 +72,7 @@ def predict(
     quiet: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["auto", "pytorch"] = "auto",
+    decode: str | None = None,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -115,6 +116,8 @@ def predict(
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
         engine: auto takes the quickest way that proves equal to plain PyTorch, such as OpenVINO on CPUs if it is
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
+        decode: decoding settings to change, such as points_nms=true,nms=linear; the names are those of
+            `sotr.decoding.DecodeOptions`. Exported files have their own.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -139,6 +142,8 @@ def predict(
         model = load(model, device if share is None else device_of_rank(device, model), precision, engine)
         if inputs.videos or tile is not None or len(paths) >= ENGINE_AFTER:
             model.accelerate()
+    if decode is not None:
+        model.change_decoding(decode)
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
