@@ -26,6 +26,45 @@ CATEGORIES = [{"id": 90, "name": "bar"}, {"id": 3, "name": "disc"}, {"id": 17, "
 COLORS = {3: (220, 60, 50), 17: (60, 190, 80), 90: (70, 90, 230)}
 
 
+QUICK = (
+    "acceleration/cuda",
+    "data/test_sampling.py",
+    "data/test_transforms.py",
+    "decoding",
+    "learning",
+    "masks",
+    "model/test_tensors.py",
+    "network",
+    "results",
+    "test_config.py",
+    "test_decode_options.py",
+    "test_files.py",
+    "test_laws.py",
+    "training/test_recipe.py",
+    "training/test_verdict.py",
+)
+"""Files and folders of unit tests that take no time: `make test-quick` runs these."""
+
+
+def is_quick(path: Path) -> bool:
+    """Whether a file is one of the quick ones."""
+    places = [Path(__file__).parent / place for place in QUICK]
+    return any(path == place or place in path.parents for place in places)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m quick...` do not even import the other files, which takes longer than the quick tests run."""
+    only_quick = str(config.option.markexpr).startswith("quick")
+    return True if only_quick and collection_path.suffix == ".py" and not is_quick(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick tests by where they are."""
+    for item in items:
+        if is_quick(item.path):
+            item.add_marker("quick")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests neither use nor fill the user's cache folder; processes that they start inherit this."""
