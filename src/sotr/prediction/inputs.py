@@ -33,7 +33,7 @@ class Inputs:
         """
         items = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
         if not items:
-            raise SOTRError("no pictures given; name files, folders or glob patterns")
+            raise SOTRError("no images given; name files, folders or glob patterns")
         videos = tuple(_video(item) for item in items if _is_video(item))
         for video in videos:
             if isinstance(video, Path) and not video.is_file():

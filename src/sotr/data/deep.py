@@ -1,0 +1,64 @@
+"""Color of more than 8 bits in PNG, PNM and JPEG 2000 files, which Pillow would cut to its upper 8 bits."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def deep_values(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None:
+    """The values as stored, rows x columns, or rows x columns x 3, without alpha; None where Pillow keeps all of them.
+
+    Args:
+        image: the file, opened but not loaded.
+        source: the file.
+    """
+    if image.format == "PPM":
+        return _pnm(image, source)
+    if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and str(image.tile[0][3]).endswith("16B"):
+        import imagecodecs  # only where it is needed
+
+        return _colors(imagecodecs.png_decode(_bytes(source)))
+    if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA", "LA"):
+        content = _bytes(source)
+        start = content.find(b"\xff\x4f\xff\x51")  # the codestream's first two markers
+        if 0 <= start < len(content) - 42 and (content[start + 42] & 0x7F) + 1 > 8:
+            import imagecodecs
+
+            return _colors(imagecodecs.jpeg2k_decode(content))
+    return None
+
+
+def _colors(values: NDArray[Any]) -> NDArray[Any]:
+    if values.ndim == 2:
+        return values
+    return values[..., :3] if values.shape[2] > 2 else values[..., 0]
+
+
+def _pnm(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None:
+    """PGM and PPM whose largest value is to be more than 255."""
+    codec, _, offset, arguments = image.tile[0]
+    most = arguments[1] if isinstance(arguments, tuple) else 0
+    content = _bytes(source)
+    if image.mode not in ("I", "RGB") or content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
+        return None
+    if codec == "raw":  # Pillow keeps grey of 16 bits as it is
+        return None
+    if not isinstance(most, int) or most <= 255:
+        return None
+    shape = (image.height, image.width) if image.mode == "I" else (image.height, image.width, 3)
+    count = int(np.prod(shape))
+    if content[:2] in (b"P5", b"P6"):
+        return np.frombuffer(content, ">u2", count, offset).astype(np.uint16).reshape(shape)
+    words = re.sub(rb"#[^\n]*", b"", content[offset:]).split(maxsplit=count)[:count]
+    values = np.array(words, np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("it has values outside of 0..65535")
+    return values.astype(np.uint16).reshape(shape)
+
+
+def _bytes(source: Path | bytes) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
