@@ -2,20 +2,17 @@
 
 import json as jsonlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
-from sotr.curation.checks import CheckedSplit, check_split, check_splits, fit_findings
-from sotr.curation.findings import Finding
-from sotr.curation.image_files import open_pictures
+from sotr.curation.checks import fit_findings, look_over
 from sotr.curation.page import write_page
 from sotr.curation.repair import write_repaired
 from sotr.curation.summary import DataReport, show_report, summarize
-from sotr.data.coco import locate_data, read_coco
-from sotr.data.parse import Flaw
-from sotr.errors import SOTRError
+from sotr.data.layouts import locate_data
 from sotr.model.files import read_architecture
 from sotr.model.segmenter import choose_device, load
 
@@ -60,18 +57,8 @@ def check_data(
     """
     located = locate_data(data, train_json=train_json, val_json=val_json, images=images)
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-    checked: dict[str, CheckedSplit] = {}
-    findings: list[Finding] = []
-    for split, (json_path, images_dir) in located.items():
-        flaws: list[Flaw] = []
-        try:
-            dataset = read_coco(json_path, images_dir, flaws)
-        except SOTRError as error:
-            findings.append(Finding("file", str(error), split))
-            continue
-        checked[split] = check_split(split, dataset, open_pictures(dataset, console, workers), flaws)
-        findings += checked[split].findings
-    findings += check_splits(checked)
+    look = partial(look_over, console=console, workers=workers)
+    checked, findings = look(located)
 
     if model in PRESETS:
         config = SOTRConfig.preset(model)
@@ -90,7 +77,7 @@ def check_data(
         write_page(Path(report), data, model, result, checked)
         console.print(f"the report is in {report}", soft_wrap=True)
     if fix is not None:
-        for line in write_repaired(Path(fix), located, findings):
+        for line in write_repaired(Path(fix), located, lambda splits: look(splits)[1]):
             console.print(line, soft_wrap=True)
         console.print(f"the repaired copy is in {fix}", soft_wrap=True)
     return result

@@ -13,7 +13,9 @@ from sotr.config import SOTRConfig
 from sotr.curation.findings import KINDS, Finding, by_kind, counted
 from sotr.curation.grids import Objects, fit_to_grids, objects_of
 from sotr.curation.image_files import Pictures, identical_pairs, open_pictures, similar_pairs
-from sotr.data.coco import CocoDataset, category_difference
+from sotr.data.coco import CocoDataset, category_difference, read_coco
+from sotr.data.layouts import Located
+from sotr.data.names import is_file
 from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
@@ -39,6 +41,38 @@ class CheckedSplit:
     findings: list[Finding]
 
 
+def look_over(
+    located: Located, console: Console, workers: int | None = None
+) -> tuple[dict[str, CheckedSplit], list[Finding]]:
+    """All that is wrong with the splits of a data set, and those of them that can be read.
+
+    Args:
+        located: the annotation file and the images of each split.
+        console: shows the progress.
+        workers: processes that decode images.
+    """
+    checked: dict[str, CheckedSplit] = {}
+    findings: list[Finding] = []
+    for split, (json_path, images_dir) in located.items():
+        flaws: list[Flaw] = []
+        try:
+            dataset = read_coco(json_path, images_dir, flaws)
+        except SOTRError as error:
+            findings.append(Finding("file", str(error), split))
+            continue
+        if not len(dataset):
+            findings += [_of_flaw(flaw, split) for flaw in flaws]
+            findings.append(Finding("no images", f"{json_path}: none of its images can be used; correct them", split))
+            continue
+        checked[split] = check_split(split, dataset, open_pictures(dataset, console, workers), flaws)
+        findings += checked[split].findings
+    return checked, findings + check_splits(checked)
+
+
+def _of_flaw(flaw: Flaw, split: str) -> Finding:
+    return Finding(flaw.kind, str(flaw), split, flaw.file, flaw.image_id, flaw.annotation_id)
+
+
 def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequence[Flaw] = ()) -> CheckedSplit:
     """All that can be found in one split.
 
@@ -48,7 +82,7 @@ def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequen
         pictures: its files.
         flaws: what could not be read.
     """
-    found = [Finding(f.kind, str(f), split, f.file, f.image_id, f.annotation_id) for f in flaws]
+    found = [_of_flaw(flaw, split) for flaw in flaws]
     objects = objects_of(data)
     found += _picture_findings(split, data, pictures)
     found += _annotation_findings(split, data)
@@ -153,7 +187,7 @@ def _picture_findings(split: str, data: CocoDataset, pictures: Pictures) -> list
     for i in np.flatnonzero(odd).tolist():
         name, image_id, (height, width) = data.file_names[i], int(data.image_ids[i]), recorded[i].tolist()
         where = f"{data.json_path}: image {image_id}"
-        if not data.path(i).is_file():
+        if not is_file(data.path(i)):
             kind, message = "missing", f"{where}: {data.path(i)} is missing; add the file or drop the image"
         elif not readable[i]:
             kind, message = "unreadable", f"{where}: {pictures.errors[i]}; or drop the image from the JSON"
@@ -165,6 +199,9 @@ def _picture_findings(split: str, data: CocoDataset, pictures: Pictures) -> list
                 f"{width} x {height}{turned}; correct the width and height there, and the masks"
             )
         found.append(Finding(kind, message, split, name, image_id))
+    for i, name in data.mended.items():
+        message = f"{data.json_path}: image {data.image_ids[i]}: {name!r} was found as {data.path(i)}"
+        found.append(Finding("file name", message, split, data.file_names[i], int(data.image_ids[i])))
     for i in np.flatnonzero(per_picture == 0).tolist():
         message = f"{data.path(i)} has no annotations; fine if there is nothing to see, else label it"
         found.append(Finding("empty picture", message, split, data.file_names[i], int(data.image_ids[i])))

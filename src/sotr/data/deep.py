@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 
 def deep_values(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None:
@@ -16,6 +16,8 @@ def deep_values(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None
         image: the file, opened but not loaded.
         source: the file.
     """
+    if not isinstance(image, ImageFile.ImageFile):
+        return None
     if image.format == "PPM":
         return _pnm(image, source)
     if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and str(image.tile[0][3]).endswith("16B"):
@@ -38,7 +40,7 @@ def _colors(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., :3] if values.shape[2] > 2 else values[..., 0]
 
 
-def _pnm(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None:
+def _pnm(image: ImageFile.ImageFile, source: Path | bytes) -> NDArray[Any] | None:
     """PGM and PPM whose largest value is to be more than 255."""
     codec, _, offset, arguments = image.tile[0]
     most = arguments[1] if isinstance(arguments, tuple) else 0

@@ -1,6 +1,5 @@
 """The entries of a COCO file, checked one by one; what is wrong is said with its name and the remedy."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from sotr.data.names import inside, is_possible
 from sotr.data.stream import show
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
@@ -51,8 +51,8 @@ def read_category(entry: Any, names: dict[int, str], json_path: Path) -> None:
     names[category_id] = entry["name"]
 
 
-def read_image(entry: Any, row: int, json_path: Path, images_dir: Path) -> tuple[int, str, int, int]:
-    """Id, file name, height and width of the picture in `row` (from 0)."""
+def read_image(entry: Any, row: int, json_path: Path) -> tuple[int, str, int, int]:
+    """Id, file name, height and width of the image in `row` (from 0)."""
     where = f"{json_path}: image number {row + 1}"
     if not isinstance(entry, dict):
         raise Flaw("entry", f"{where} is {show(entry)}; it must be an object")
@@ -61,12 +61,17 @@ def read_image(entry: Any, row: int, json_path: Path, images_dir: Path) -> tuple
     height, width = whole(entry, "height", where), whole(entry, "width", where)
     if not (0 < height < 2**20 and 0 < width < 2**20 and height * width < 2**31):
         raise Flaw("entry", f"{where} has size {width} x {height}; give the picture's width and height in pixels")
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise Flaw("entry", f'{where} has "file_name" {show(name)}; give the name of its file')
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        raise Flaw("entry", f"{where}: {name!r} lies outside of {images_dir}; give a path relative to that folder")
-    return image_id, name, height, width
+    return image_id, image_name(entry, where), height, width
+
+
+def image_name(entry: dict[str, Any], where: str) -> str:
+    """The name of an image's file, as a path that stays inside the folder of the images; LVIS gives its address."""
+    name = entry.get("file_name", entry.get("coco_url"))
+    if not isinstance(name, str) or not (name := inside(name)):
+        raise Flaw("entry", f'{where} has "file_name" {show(entry.get("file_name"))}; give the name of its file')
+    if not is_possible(name):
+        raise Flaw("entry", f'{where} has "file_name" {show(name)}, which no file can have; correct it')
+    return name
 
 
 def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
@@ -86,7 +91,7 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
             and all(type(c) is int and c >= 0 for c in counts)
             and sum(counts) == height * width
         ):
-            return _string(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
+            return _string(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
         raise Flaw(
             "rle",
             f"{where} has an RLE whose counts are not run lengths that sum up to {height} x {width} pixels; "

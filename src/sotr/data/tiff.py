@@ -111,7 +111,7 @@ class TiffImage:
     """
 
     def __init__(self, page: "tifffile.TiffPage", name: str) -> None:
-        self._page, self._name = page, name
+        self._page, self.name = page, name
         self._orientation = int(page.tags.valueof("Orientation", default=1))
         if self._orientation not in TURNS:
             self._orientation = 1
@@ -120,13 +120,14 @@ class TiffImage:
         self.is_tiled = bool(page.is_tiled)
         self._photometric, self._samples = int(page.photometric), int(page.samplesperpixel)
         self._bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
+        if min(self._stored_size) < 1 or page.dtype is None:
+            raise SOTRError(f"{name}: is damaged or of an unsupported kind; it has no pixels")
+        self._dtype = np.dtype(page.dtype)
         self._check_kind()
 
     def _check_kind(self) -> None:
-        page, name = self._page, self._name
-        if min(self._stored_size) < 1 or page.dtype is None:
-            raise SOTRError(f"{name}: is damaged or of an unsupported kind; it has no pixels")
-        if page.imagedepth != 1 or page.dtype.kind not in "buif":
+        page, name = self._page, self.name
+        if page.imagedepth != 1 or self._dtype.kind not in "buif":
             raise UnsupportedTiffError(f"{name}: is a volume or has complex numbers; save its images as PNG or TIFF")
         subsampled = page.is_subsampled and page.compression != _JPEG
         if page.compression == _OLD_JPEG or subsampled or self._photometric > _YCBCR:
@@ -144,7 +145,7 @@ class TiffImage:
         segment = (page.tilelength * page.tilewidth if self.is_tiled else min(page.rowsperstrip, page.imagelength)) * (
             1 if self.is_tiled else page.imagewidth
         )
-        if segment * self._samples * page.dtype.itemsize > MAX_SEGMENT_BYTES:
+        if segment * self._samples * self._dtype.itemsize > MAX_SEGMENT_BYTES:
             raise SOTRError(f"{name}: its strips or tiles are too large to decode; save it again in smaller tiles")
 
     def read(self, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
@@ -173,7 +174,7 @@ class TiffImage:
     @cached_property
     def _limits(self) -> tuple[float, float] | None:
         """The least and the largest finite value of the whole file; None where none is needed."""
-        if self._page.dtype.kind in "b" or (self._bits <= 8 and self._page.dtype.kind == "u"):
+        if self._dtype.kind in "b" or (self._bits <= 8 and self._dtype.kind == "u"):
             return None
         found = [limits for part in self._parts() if (limits := limits_of(self._values(part))) is not None]
         return (min(low for low, _ in found), max(high for _, high in found)) if found else None
@@ -194,7 +195,7 @@ class TiffImage:
         tile_h, tile_w = (page.tilelength, page.tilewidth) if self.is_tiled else (page.rowsperstrip, width)
         tile_h, per_row = min(tile_h, height) if not self.is_tiled else tile_h, math.ceil(width / tile_w)
         planes = self._samples if self._samples > 1 and page.planarconfig != 1 else 1
-        values = np.zeros((rows[1] - rows[0], columns[1] - columns[0], self._samples), page.dtype)
+        values = np.zeros((rows[1] - rows[0], columns[1] - columns[0], self._samples), self._dtype)
         for plane in range(planes):
             channels = slice(plane, plane + 1) if planes > 1 else slice(None)
             for row in range(rows[0] // tile_h, math.ceil(rows[1] / tile_h)):
@@ -219,11 +220,11 @@ class TiffImage:
                 raise SOTRError("the file ends before it does")
             part, _, shape = page.decode(data or None, index, jpegtables=page.jpegtables)
             if part is None:  # a tile may be left out of the file: it is black
-                return np.zeros((height, width, shape[3]), page.dtype)
+                return np.zeros((height, width, shape[3]), self._dtype)
             if part.shape[1] < height or part.shape[2] < width:
                 raise SOTRError("it has fewer pixels than it should")
         except Exception as error:  # decoders raise almost anything
-            raise SOTRError(f"{self._name}: {what} {index} is damaged; {_reason(error)}") from None
+            raise SOTRError(f"{self.name}: {what} {index} is damaged; {_reason(error)}") from None
         return np.asarray(part[0, :height, :width])
 
     def _values(self, stored: NDArray[Any]) -> NDArray[Any]:
@@ -258,7 +259,7 @@ class TiffImage:
             height, width = values.shape[:2]
             return np.array(Image.frombytes(mode, (width, height), values.tobytes()).convert("RGB"))
         limits = self._limits
-        if self._page.dtype.kind == "b" or self._bits < 8:
+        if self._dtype.kind == "b" or self._bits < 8:
             grey = (values * (255 / (2**self._bits - 1))).astype(np.uint8)
             grey = 255 - grey if self._photometric == _WHITE_IS_ZERO else grey
         elif self._photometric == _WHITE_IS_ZERO:

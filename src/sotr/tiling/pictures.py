@@ -49,7 +49,7 @@ def open_picture(source: ImageSource) -> Iterator[TilePicture]:
             return
         if tiff.height * tiff.width > MAX_PIXELS_ON_DISK:
             raise SOTRError(
-                f"{source}: {tiff.width} x {tiff.height} pixels are more than masks can number (2^32); cut it up"
+                f"{tiff.name}: {tiff.width} x {tiff.height} pixels are more than masks can number (2^32); cut it up"
             )
         yield tiff
 
