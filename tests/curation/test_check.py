@@ -246,7 +246,7 @@ def test_a_scaled_picture_keeps_its_objects(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(after.record(2).areas_I, 4 * areas)
 
 
-def words(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+def words(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], Any]:
     """Another way to write a value, in both splits."""
 
     def edited(content: Content) -> None:
@@ -254,14 +254,14 @@ def words(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path],
             if key in entry:
                 entry[key] = change(entry[key])
 
-    return lambda data: [edit(data, edited, split) for split in ("train", "val")] and None
+    return lambda data: [edit(data, edited, split) for split in ("train", "val")]
 
 
-def words_for_both(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+def words_for_both(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], Any]:
     """The same of ids and of what refers to them."""
     first = words(kind, "id", change)
     second = words("annotations", key, change)
-    return lambda data: (first(data), second(data)) and None
+    return lambda data: [first(data), second(data)]
 
 
 def flat(segmentation: Any) -> Any:

@@ -8,8 +8,8 @@
 | FiftyOne | SPLIT/labels.json, or labels.json | data/ |
 | Label Studio and others | result.json, annotations.json, or the only COCO file | images/, or beside it |
 
-SPLIT is train, or val, valid, validation or test; a file of no split, such as CVAT's instances_default.json, is taken to
-train on. File names in a JSON that belong to another computer are taken care of in `sotr.data.names`.
+SPLIT is train, or val, valid, validation or test; a file of no split, such as CVAT's instances_default.json, is taken
+to train on. File names in a JSON that belong to another computer are taken care of in `sotr.data.names`.
 """
 
 import re
