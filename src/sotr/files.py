@@ -13,6 +13,12 @@ from sotr.errors import SOTRError
 LOCK = ".lock"
 """File that the process which works in a folder holds; the system lets go of it when that dies."""
 
+YAML_BYTES = 2**20
+"""Larger YAML files are refused."""
+
+YAML_REFERENCES = 8
+"""YAML files with more references are refused."""
+
 
 def cache_folder() -> Path:
     """`SOTR_CACHE` in the environment, or sotr in the user's cache folder."""
@@ -29,17 +35,34 @@ def read_settings(path: Path, known: Sequence[str]) -> dict[Any, Any]:
     Raises:
         SOTRError: the file cannot be read, or holds no settings; names it.
     """
-    import yaml  # the command line starts quicker where nobody reads settings
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
-    except OSError as error:
-        raise SOTRError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)  # JSON is YAML, too
     if not isinstance(values, dict):
         raise SOTRError(f"{path} must hold 'key: value' lines; the keys are {', '.join(known)}")
     return values
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file of at most `YAML_BYTES`.
+
+    Raises:
+        SOTRError: it cannot be read; names it.
+    """
+    import yaml  # the command line starts quicker where nobody reads settings
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(YAML_BYTES + 1)
+        if len(content) > YAML_BYTES:
+            raise SOTRError(f"{path} has more than {YAML_BYTES // 2**20} MiB, which is too much for settings")
+        # References to references make values that are larger than any memory.
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)) > YAML_REFERENCES:
+            raise SOTRError(f"{path} has more than {YAML_REFERENCES} references (*name); write the values out")
+        return yaml.safe_load(content)
+    except OSError as error:
+        raise SOTRError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # Besides its own errors, PyYAML raises what Python says of odd dates, numbers and keys.
+        raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager

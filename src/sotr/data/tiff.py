@@ -115,12 +115,12 @@ class TiffImage:
         self._orientation = int(page.tags.valueof("Orientation", default=1))
         if self._orientation not in TURNS:
             self._orientation = 1
-        self._stored_size = int(page.imagelength), int(page.imagewidth)
-        self.height, self.width = self._stored_size[:: -1 if self._orientation > 4 else 1]
+        self.stored_size = int(page.imagelength), int(page.imagewidth)
+        self.height, self.width = self.stored_size[:: -1 if self._orientation > 4 else 1]
         self.is_tiled = bool(page.is_tiled)
         self._photometric, self._samples = int(page.photometric), int(page.samplesperpixel)
         self._bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
-        if min(self._stored_size) < 1 or page.dtype is None:
+        if min(self.stored_size) < 1 or page.dtype is None:
             raise SOTRError(f"{name}: is damaged or of an unsupported kind; it has no pixels")
         self._dtype = np.dtype(page.dtype)
         self._check_kind()
@@ -154,7 +154,7 @@ class TiffImage:
         Raises:
             SOTRError: a strip or tile that it needs is damaged.
         """
-        height, width = self._stored_size
+        height, width = self.stored_size
         rows, columns = (x0, x1) if self._orientation > 4 else (y0, y1), (y0, y1) if self._orientation > 4 else (x0, x1)
         if self._orientation in (3, 4, 6, 7):
             rows = height - rows[1], height - rows[0]
@@ -166,7 +166,7 @@ class TiffImage:
 
     def numbers(self) -> NDArray[Any]:
         """The whole image as it is stored: not turned, not scaled, and without colors for a palette's indices."""
-        height, width = self._stored_size
+        height, width = self.stored_size
         with _quietly():
             values = self._stored((0, height), (0, width))
         return values[..., 0] if values.shape[2] == 1 else values
@@ -181,7 +181,7 @@ class TiffImage:
 
     def _parts(self) -> Iterator[NDArray[Any]]:
         """The stored image in bands of whole strips or tiles."""
-        page, (height, width) = self._page, self._stored_size
+        page, (height, width) = self._page, self.stored_size
         band = page.tilelength if self.is_tiled else min(page.rowsperstrip, height)
         step = page.tilewidth if self.is_tiled else width
         band *= 1 if self.is_tiled else max(1, 2**22 // max(1, band * width))
@@ -191,7 +191,7 @@ class TiffImage:
 
     def _stored(self, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[Any]:
         """A rectangle of the image as stored, rows x columns x samples."""
-        page, (height, width) = self._page, self._stored_size
+        page, (height, width) = self._page, self.stored_size
         tile_h, tile_w = (page.tilelength, page.tilewidth) if self.is_tiled else (page.rowsperstrip, width)
         tile_h, per_row = min(tile_h, height) if not self.is_tiled else tile_h, math.ceil(width / tile_w)
         planes = self._samples if self._samples > 1 and page.planarconfig != 1 else 1
