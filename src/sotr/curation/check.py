@@ -70,7 +70,7 @@ def check_data(
             findings += fit_findings(split, part, config)
     result = DataReport(findings, *summarize(checked, config, advised_device))
     if json:
-        sys.stdout.write(jsonlib.dumps(result.to_json(), ensure_ascii=False) + "\n")
+        sys.stdout.write(jsonlib.dumps(result.to_json()) + "\n")
     elif not quiet:
         show_report(result, data, model, Console(highlight=False, markup=False))
     if report is not None:

@@ -71,12 +71,20 @@ def is_list(item: str | Path) -> bool:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with path.open("rb") as begun:
+            marked = begun.read(2) in (b"\xff\xfe", b"\xfe\xff")  # PowerShell's > writes UTF-16
+        encoding, errors = ("utf-16", "strict") if marked else ("utf-8-sig", "surrogateescape")
+        with path.open(encoding=encoding, errors=errors) as file:
             empty = True
             for line in file:
-                if name := line.rstrip("\r\n"):
+                name = line.rstrip("\r\n")
+                if name != name.strip() and not os.path.exists(name):
+                    name = name.strip()
+                if name:
                     empty = False
                     yield name
+    except UnicodeDecodeError:
+        raise SOTRError(f"{path}: is no text in UTF-16, as its first bytes say; save it as UTF-8") from None
     except OSError as error:
         raise SOTRError(f"{path}: cannot be read: {error.strerror or error}") from error
     if empty:

@@ -33,6 +33,9 @@ FILL = 0.35
 HALO = 0.55
 """Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own colour."""
 
+_UNIVERSAL = "uni"
+"""OpenCV's font with the characters of most scripts, from its version 5."""
+
 ROWS_AT_ONCE = 256
 """Rows of the picture that are in floating point together."""
 
@@ -193,8 +196,8 @@ def _with_labels(
     sizes: dict[int, tuple[str, int, int]] = {}
     for i, shape in shapes.items():
         text = texts[i]
-        left, top, right, bottom = font.getbbox(text, anchor="ls")
-        w, h = round(right - left) + 2 * padding, round(bottom - top) + 2 * padding
+        text_w, text_h = _text_size(text, font)
+        w, h = text_w + 2 * padding, text_h + 2 * padding
         if np.count_nonzero(shape.mask_hw) >= (0.6 if few else 1.2) * w * h:
             sizes[i] = (text, w, h)
     if one_class and not few and len(sizes) < len(shapes) / 2:
@@ -211,10 +214,51 @@ def _with_labels(
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 pen.rounded_rectangle(box, radius=padding, fill=_lighter(colors[i]))
                 ink = (16, 16, 16) if np.dot(colors[i], (0.299, 0.587, 0.114)) > 100 else (250, 250, 250)
-                pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, ink, font, anchor="mm")
+                _write(sheet, pen, text, (x0 + w / 2, y0 + h / 2), font, ink)
                 taken.append(box)
                 break
     return np.array(sheet)
+
+
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def _is_plain(text: str, font: _Font) -> bool:
+    """Whether Pillow's own font has all characters of a text; others it draws as boxes."""
+    missing = bytes(font.getmask("\uffff"))
+    return text.isascii() or not any(bytes(font.getmask(c)) == missing for c in set(text) if not c.isspace())
+
+
+def _text_size(text: str, font: _Font) -> tuple[int, int]:
+    if _is_plain(text, font) or not hasattr(cv2, "FontFace"):
+        left, top, right, bottom = font.getbbox(text, anchor="ls")
+        return round(right - left), round(bottom - top)
+    _, _, w, h = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace(_UNIVERSAL), round(_size_of(font)))
+    return w, h
+
+
+def _write(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    center: tuple[float, float],
+    font: _Font,
+    ink: tuple[int, int, int],
+) -> None:
+    """Write a text around a point: with Pillow's font if that has its characters, else with OpenCV's universal one."""
+    if _is_plain(text, font) or not hasattr(cv2, "FontFace"):
+        pen.text(center, text, ink, font, anchor="mm")
+        return
+    face, size = cv2.FontFace(_UNIVERSAL), round(_size_of(font))
+    x, y, w, h = cv2.getTextSize((0, 0), text, (0, 0), face, size)
+    left, top = round(center[0] - w / 2), round(center[1] - h / 2)
+    part = np.array(sheet.crop((left, top, left + w, top + h)))
+    cv2.putText(part, text, (-x, -y), ink, face, size)
+    sheet.paste(Image.fromarray(part), (left, top))
+
+
+def _size_of(font: _Font) -> float:
+    return font.size if isinstance(font, ImageFont.FreeTypeFont) else 11
 
 
 def _label_places(shape: _Shape, w: int, h: int) -> list[tuple[int, int]]:

@@ -117,6 +117,6 @@ def _segmentation(shape: Element, image: LabelledImage, where: str) -> Segmentat
             raise SOTRError(
                 f"{where}: its mask's counts are not run lengths of {width} x {height} pixels; export again"
             )
-        values = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, np.int64))
-        return rle_of(placed(values.reshape(height, width), left, top, image.height, image.width))
+        part = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, np.int64))
+        return rle_of(placed(part.reshape(height, width), left, top, image.height, image.width))
     return None

@@ -54,8 +54,7 @@ def read(folder: Path) -> Source:
         found = _named(folder, file, settings, source)
     if not found and not source.broken:
         raise SOTRError(f'{file or folder}: names no images; give the folders of "train" and "val"')
-    points = settings.get("kpt_shape")
-    pose = BOX + points[0] * points[1] if _is_shape(points) else None
+    pose = _pose(settings.get("kpt_shape"))
     unique = {(split, path.resolve()): path for split, path in reversed(found)}  # val and test are often one folder
     images: list[Callable[[], LabelledImage]] = [
         partial(_image, path, split, names, pose) for (split, _), path in reversed(unique.items())
@@ -64,8 +63,11 @@ def read(folder: Path) -> Source:
     return Source(images, tuple(names.values()), source.notes, source.broken)
 
 
-def _is_shape(points: Any) -> bool:
-    return isinstance(points, list) and len(points) == 2 and all(type(value) is int and value > 0 for value in points)
+def _pose(points: Any) -> int | None:
+    """Numbers on the line of a pose, by the number of its key points and of the values of each."""
+    if isinstance(points, list) and len(points) == 2 and all(type(value) is int and value > 0 for value in points):
+        return BOX + int(points[0]) * int(points[1])
+    return None
 
 
 def _folders(folder: Path) -> list[tuple[str | None, Path, Path]]:
