@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there, and belong to one process at a time."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -117,6 +118,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in UTF-8; in ASCII where a text cannot be written in UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        path.write_bytes(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        path.write_bytes(json.dumps(value).encode("ascii"))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -456,13 +456,13 @@ def test_unchanged_pictures_are_not_opened_again(data: Path, monkeypatch: pytest
     assert train is not None
     first = open_pictures(train, QUIET)
     opened: list[Path] = []
-    real = pictures_module._open
+    real = pictures_module.open_file
 
     def note(path: Path) -> Any:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(pictures_module, "_open", note)
+    monkeypatch.setattr(pictures_module, "open_file", note)
     second = open_pictures(train, QUIET)
     assert opened == []
     for name in ("sizes_N2", "digests_N", "thumbnails_NP"):
@@ -478,7 +478,7 @@ def test_processes_find_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, tm
     train = find_data(data).train
     assert train is not None
     alone = open_pictures(train, QUIET, processes=1)
-    monkeypatch.setattr(pictures_module, "_ALONE_UP_TO", 0)
+    monkeypatch.setattr(pictures_module, "ALONE_UP_TO", 0)
     monkeypatch.setenv("SOTR_CACHE", str(tmp_path / "other"))
     together = open_pictures(train, QUIET, processes=2)
     assert list(alone.errors) == list(together.errors)

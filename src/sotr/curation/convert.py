@@ -1,20 +1,18 @@
 """`sotr data convert`: data sets in other formats, and COCO of other tools, become COCO that trains."""
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from faster_coco_eval.core import mask as coco_mask
 from rich.console import Console
 
 from sotr.curation.formats import coco, cvat, label_studio, labelme, masks, supervisely, via, voc, yolo
 from sotr.curation.formats.common import OBJECT, LabelledImage, Source
 from sotr.curation.formats.masks import Numbers
+from sotr.data.coco_writer import CocoWriter
 from sotr.errors import SOTRError
 from sotr.files import atomic_folder, link_or_copy
 from sotr.progress import progress_bar
@@ -190,15 +188,11 @@ def _write(
 ) -> dict[str, tuple[int, int]]:
     """Write all, and return the number of images and objects of each split."""
     label_of = {own: i for i, own in enumerate(names, 1)}
-    categories = [{"id": label, "name": names[own]} for own, label in label_of.items()]
-    content: dict[str, dict[str, Any]] = {}
+    writer = CocoWriter(f"{source.name}, converted from {name}", list(names.values()))
     taken: set[str] = set()
     with atomic_folder(out) as folder, progress_bar("writing", len(images), console) as advance:
         for image in images:
             split = image.split or ("val" if _share(image.path.name) < val_share else "train")
-            info = {"description": f"{source.name}, converted from {name}"}
-            start = {"info": info, "images": [], "annotations": [], "categories": categories}
-            data = content.setdefault(split, start)
             file_name = _free_name(f"{split}/{image.path.name}", taken)
             target = folder / "images" / file_name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,28 +200,13 @@ def _write(
                 target.write_bytes(image.content)
             else:
                 link_or_copy(image.path, target)
-            image_id = len(data["images"]) + 1
-            data["images"].append(
-                {"id": image_id, "file_name": file_name, "height": image.height, "width": image.width}
-            )
-            for object_ in image.objects:
-                rle = {"size": [image.height, image.width], "counts": object_.rle}
-                data["annotations"].append(
-                    {
-                        "id": len(data["annotations"]) + 1,
-                        "image_id": image_id,
-                        "category_id": label_of[object_.class_name],
-                        "segmentation": object_.segmentation,
-                        "area": int(coco_mask.area([rle])[0]),
-                        "bbox": [float(value) for value in coco_mask.toBbox([rle])[0]],
-                        "iscrowd": int(object_.is_crowd),
-                    }
-                )
+            writer.add_image(split, file_name, image.height, image.width)
+            for own in image.objects:
+                rle = {"size": [image.height, image.width], "counts": own.rle}
+                writer.add_object(split, label_of[own.class_name], rle, own.segmentation, own.is_crowd)
             advance(1)
-        for split, data in content.items():
-            text = json.dumps(data, ensure_ascii=False)
-            (folder / f"{split}.json").write_text(text, encoding="utf-8", errors="surrogatepass")
-    return {split: (len(data["images"]), len(data["annotations"])) for split, data in content.items()}
+        writer.write(folder)
+    return writer.counts()
 
 
 def _share(name: str) -> float:

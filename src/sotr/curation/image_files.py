@@ -31,7 +31,7 @@ SIMILAR = 1.5
 FLAT = 4
 """Thumbnails of less contrast than this, as a standard deviation of grey levels, are like nothing."""
 
-_ALONE_UP_TO = 32
+ALONE_UP_TO = 32
 """So many pictures are opened before other processes would have been started."""
 
 _MOST_PROCESSES = 16
@@ -121,15 +121,15 @@ def _in_parallel(paths: list[Path], processes: int | None) -> Iterator[_Opened]:
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
         processes = min(cores, _MOST_PROCESSES)
-    if processes < 2 or len(paths) <= _ALONE_UP_TO:
-        yield from map(_open, paths)
+    if processes < 2 or len(paths) <= ALONE_UP_TO:
+        yield from map(open_file, paths)
         return
     # As PyTorch's loaders do: where forking is the system's way, nothing needs to be imported again.
     context = get_context("fork") if os.name == "posix" and os.uname().sysname == "Linux" else get_context("spawn")
     done = 0
     pool = ProcessPoolExecutor(processes, context, initializer=_leave_interrupts_to_main)
     try:
-        for opened in pool.map(_open, paths, chunksize=8):
+        for opened in pool.map(open_file, paths, chunksize=8):
             yield opened
             done += 1
     except BrokenProcessPool:
@@ -147,7 +147,7 @@ def _leave_interrupts_to_main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _open(path: Path) -> _Opened:
+def open_file(path: Path) -> _Opened:
     nothing = np.zeros(SIDE * SIDE, np.uint8)
     try:
         with path.open("rb") as file:

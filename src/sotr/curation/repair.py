@@ -1,6 +1,5 @@
 """`sotr data check --fix`: a repaired copy of a data set, with an account of every change."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from sotr.data.layouts import Located
 from sotr.data.parse import Flaw, check_masks, compress, reaches_outside, read_image
 from sotr.data.stream import read_whole, show
 from sotr.errors import SOTRError
-from sotr.files import atomic_folder, link_or_copy
+from sotr.files import atomic_folder, link_or_copy, write_json
 
 SAME_SHAPE = 0.01
 """A picture is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
@@ -105,7 +104,7 @@ def _say(changes: list[str], file: str, what: str, entry: Any, change: str) -> N
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+    write_json(path, content)
     return path
 
 

@@ -1,18 +1,16 @@
 """An endless data set of overlapping, textured shapes with exact masks: for tests, measurements and first steps."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from sotr.data.coco_writer import CocoWriter
 from sotr.errors import SOTRError
 from sotr.files import atomic_folder
 from sotr.progress import progress_bar
@@ -241,46 +239,18 @@ def write_synthetic(
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()
         numbers = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
-        content: dict[str, dict[str, Any]] = {
-            split: {
-                "info": {"description": f"overlapping shapes, seed {seed}"},
-                "images": [],
-                "annotations": [],
-                "categories": [{"id": i + 1, "name": name} for i, name in enumerate(shapes.class_names)],
-            }
-            for split in dict.fromkeys(split for split, _ in numbers)
-        }
+        writer = CocoWriter(f"overlapping shapes, seed {seed}", shapes.class_names)
         with progress_bar("drawing", len(numbers), console) as advance:
             for split, i in numbers:
                 picture = shapes[i + (VAL_START if split == "val" else 0)]
                 name = f"{split}_{i:06}.jpg"
                 Image.fromarray(picture.image_HW3).save(folder / "images" / name, quality=92)
-                images, annotations = content[split]["images"], content[split]["annotations"]
-                images.append({"id": len(images) + 1, "file_name": name, "height": height, "width": width})
-                annotations.extend(_annotations(picture, len(images), len(annotations) + 1))
+                writer.add_image(split, name, height, width)
+                for mask_HW, label in zip(picture.masks_IHW, picture.labels_I.tolist(), strict=True):
+                    writer.add_object(split, label + 1, encode_masks(mask_HW[None])[0])
                 advance(1)
-        for split, data in content.items():
-            (folder / f"{split}.json").write_text(json.dumps(data), encoding="utf-8")
-    objects = ", ".join(
-        f"{split} {len(data['images'])} pictures with {len(data['annotations'])} objects"
-        for split, data in content.items()
-    )
+        writer.write(folder)
+    counts = writer.counts().items()
+    objects = ", ".join(f"{split} {images} images with {count} objects" for split, (images, count) in counts)
     console.print(f"{out}: {objects}", soft_wrap=True)
     return Path(out)
-
-
-def _annotations(picture: SyntheticPicture, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The objects of a picture as COCO annotations, numbered from `first_id`."""
-    rles = [rle for mask in picture.masks_IHW for rle in encode_masks(mask[None])]
-    return [
-        {
-            "id": first_id + i,
-            "image_id": image_id,
-            "category_id": int(picture.labels_I[i]) + 1,
-            "segmentation": rle,
-            "area": int(coco_mask.area([rle])[0]),
-            "bbox": [float(value) for value in coco_mask.toBbox([rle])[0]],
-            "iscrowd": 0,
-        }
-        for i, rle in enumerate(rles)
-    ]

@@ -1,5 +1,6 @@
 """File names as other computers and tools write them, and the files that they mean."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ def inside(name: str) -> str:
 
 def is_possible(name: str) -> bool:
     """Whether a file system can have such a name."""
-    return "\0" not in name and all(
-        len(part.encode("utf-8", "surrogatepass")) <= LONGEST for part in re.split(r"[\\/]", name)
-    )
+    try:
+        parts = [os.fsencode(part) for part in re.split(r"[\\/]", name)]
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name and all(len(part) <= LONGEST for part in parts)
 
 
 def is_file(path: Path) -> bool:

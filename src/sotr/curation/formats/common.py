@@ -145,6 +145,17 @@ def numbers_of(values: Iterable[Any], where: str) -> list[float]:
     return numbers
 
 
+def list_of(value: Any, where: str) -> list[Any]:
+    """A list; of nothing, an empty one.
+
+    Raises:
+        SOTRError: names `where` there is something else.
+    """
+    if value is not None and not isinstance(value, list):
+        raise SOTRError(f"{where} is no list; export it again")
+    return value or []
+
+
 def points_of(points: Any, where: str) -> list[float]:
     """[[x, y], ...] as [x1, y1, ...].
 

@@ -16,6 +16,9 @@ from sotr.errors import SOTRError
 LOSSY = ("JPEG", "MPO")
 """Pillow's names of formats that make numbers of their own."""
 
+ROWS_AT_ONCE = 256
+"""Rows of an image that are looked at together."""
+
 SOFT_SHARE = 0.9
 """A number is that of a soft edge if this share of its pixels lies between a smaller and a larger one."""
 
@@ -27,7 +30,7 @@ SOFT_NUMBERS = 3
 class LabelImage:
     """Numbers of pixels."""
 
-    numbers_HW: NDArray[np.int64]
+    numbers_HW: NDArray[Any]
     """Grey values as stored, indices of a palette, or colors as 65536 R + 256 G + B."""
     colors: NDArray[np.int64] | None
     """The colors of a palette's indices as 65536 R + 256 G + B, or None where the numbers are no indices."""
@@ -39,7 +42,7 @@ class LabelImage:
     """Whether all colors were alike, so that the alpha channel was taken."""
 
     @property
-    def colors_HW(self) -> NDArray[np.int64]:
+    def colors_HW(self) -> NDArray[Any]:
         """The pixels as colors; grey ones stay numbers."""
         return self.numbers_HW if self.colors is None else self.colors[self.numbers_HW]
 
@@ -75,9 +78,10 @@ def load_labels(path: Path, size: tuple[int, int] | None = None) -> LabelImage:
         raise SOTRError(f"{path}: has pixels of type {values.dtype}; masks need whole numbers, grey or in a palette")
     bits = 8 * values.dtype.itemsize
     if values.ndim == 3:
-        numbers = values[..., :3].astype(np.int64) @ np.array([65536, 256, 1])
-        return LabelImage(numbers, None, True, kind in LOSSY, bits, from_alpha)
-    return LabelImage(values.astype(np.int64), palette, False, kind in LOSSY, bits, from_alpha)
+        red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
+        return LabelImage(red * 65536 + green * 256 + blue, None, True, kind in LOSSY, bits, from_alpha)
+    values = values.view(np.uint8) if values.dtype == np.bool_ else values
+    return LabelImage(values, palette, False, kind in LOSSY, bits, from_alpha)
 
 
 _Read = tuple[NDArray[Any], NDArray[np.int64] | None, str]
@@ -112,15 +116,21 @@ def has_soft_edges(labels: LabelImage) -> bool:
     numbers_HW = labels.numbers_HW
     if labels.is_color:
         numbers_HW = numbers_HW // 65536 + numbers_HW // 256 % 256 + numbers_HW % 256
-    if numbers_HW.max(initial=0) >= 2**24 or numbers_HW.min(initial=0) < 0:
+    most = int(numbers_HW.max(initial=0))
+    if most >= 2**24 or numbers_HW.min(initial=0) < 0:
         return False
-    grey = numbers_HW.astype(np.float32)
     kernel = np.ones((3, 3), np.uint8)
-    between = (cv2.erode(grey, kernel) < grey) & (cv2.dilate(grey, kernel) > grey)
-    values, index = np.unique(numbers_HW, return_inverse=True)
-    counts = np.bincount(index.ravel(), minlength=len(values))
-    soft = np.bincount(index.ravel(), between.ravel(), len(values)) >= SOFT_SHARE * counts
-    return int(soft.sum()) >= SOFT_NUMBERS and int(soft.sum()) * 3 >= len(values)
+    counts, between = np.zeros(most + 1, np.int64), np.zeros(most + 1, np.int64)
+    for top in range(0, len(numbers_HW), ROWS_AT_ONCE):
+        # With the row before and the row behind, which belong to the neighborhood.
+        first, stop = max(0, top - 1), top + ROWS_AT_ONCE
+        grey = numbers_HW[first : stop + 1].astype(np.float32)
+        is_between = (cv2.erode(grey, kernel) < grey) & (cv2.dilate(grey, kernel) > grey)
+        band, is_between = numbers_HW[top:stop], is_between[top - first : stop - first]
+        counts += np.bincount(band.ravel(), minlength=most + 1)
+        between += np.bincount(band[is_between], minlength=most + 1)
+    soft = int(((between >= SOFT_SHARE * counts) & (counts > 0)).sum())
+    return soft >= SOFT_NUMBERS and soft * 3 >= int((counts > 0).sum())
 
 
 def parts_of(mask_HW: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

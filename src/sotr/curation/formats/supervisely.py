@@ -19,6 +19,7 @@ from sotr.curation.formats.common import (
     Source,
     images_in,
     joined,
+    list_of,
     numbers_of,
     placed,
     points_of,
@@ -51,7 +52,7 @@ def read(folder: Path) -> Source:
     meta = folder / "meta.json"
     content = read_json(meta) if meta.is_file() else {}
     listed = content.get("classes") if isinstance(content, dict) else None
-    names = [entry.get("title") for entry in listed or [] if isinstance(entry, dict)]
+    names = [entry.get("title") for entry in list_of(listed, f'{meta} "classes"') if isinstance(entry, dict)]
     source = Source(images, tuple(name for name in names if isinstance(name, str)))
     for part in _parts(folder):
         for path in images_in(part / "img"):
@@ -97,7 +98,7 @@ def _segmentation(entry: dict[str, Any], image: LabelledImage, where: str) -> Se
         if not isinstance(points, dict):
             raise SOTRError(f'{where}: "points" must have "exterior" and "interior"')
         outer: list[list[float]] = [points_of(points.get("exterior"), where)]
-        holes = [points_of(hole, where) for hole in points.get("interior") or []]
+        holes = [points_of(hole, where) for hole in list_of(points.get("interior"), f'{where} "interior"')]
         if not holes:
             return outer
         mask_HW = _drawn(outer, image, where) & ~_drawn(holes, image, where)

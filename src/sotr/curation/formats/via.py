@@ -12,6 +12,7 @@ from sotr.curation.formats.common import (
     Source,
     ellipse_of,
     find_images,
+    list_of,
     numbers_of,
     read_json,
     split_folders,
@@ -76,7 +77,8 @@ def _entries(data: Any) -> list[dict[str, Any]]:
 def _image(file: Path, entry: dict[str, Any], path: Path, split: str | None) -> LabelledImage:
     image = LabelledImage(path, split, *image_size(path))
     regions = entry["regions"]
-    for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions or [], 1):
+    listed = list(regions.values()) if isinstance(regions, dict) else regions  # older versions number them
+    for number, region in enumerate(list_of(listed, f'{file}: image {path.name} "regions"'), 1):
         where = f"{file}: image {path.name} region {number}"
         try:
             if not isinstance(region, dict) or not isinstance(region.get("shape_attributes"), dict):
