@@ -270,6 +270,7 @@ WHOLE: dict[str, Write] = {
     "yolo without YAML, split": lambda f: yolo(
         f, "train/images/a.png", "train/labels/a.txt", None, {"classes.txt": "\n".join(CLASSES)}
     ),
+    "yolo of supervision": lambda f: yolo(f, "images/a.png", "labels/a.txt", YAML + "nc: 3"),
     "labelme": lambda f: (image(f / "a.png"), labelme(f)),
     "labelme, UTF-16": lambda f: (
         image(f / "a.png"),

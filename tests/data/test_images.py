@@ -172,6 +172,25 @@ def test_deep_color_and_grey_follow_one_rule(tmp_path: Path, kind: str, channels
     assert image_size(tmp_path / "a.bin") == (40, 50)
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_range_that_a_file_declares(bits: int, channels: int) -> None:
+    most = 2**bits - 1
+    values = np.random.default_rng(0).integers(0, most // 2, (40, 50, channels)).astype(np.uint16)
+    values = values[..., 0] if channels == 1 else values
+    expected = np.rint(values * (255 / most))
+    buffer = io.BytesIO()
+    photometric = "rgb" if channels > 1 else "minisblack"
+    tifffile.imwrite(buffer, values, photometric=photometric, bitspersample=bits)
+    for content in (
+        imagecodecs.jpeg2k_encode(values, bitspersample=bits, reversible=True, level=0),
+        pnm(b"P5" if channels == 1 else b"P6", values).replace(b"65535", str(most).encode(), 1),
+        buffer.getvalue(),
+    ):
+        loaded = load_image(content)
+        assert np.abs((loaded if channels > 1 else loaded[..., 0]) - expected).max() <= 1
+
+
 def test_deep_color_is_turned_upright(tmp_path: Path) -> None:
     values = np.arange(2 * 3 * 3, dtype=np.uint16).reshape(2, 3, 3) * 3000
     content = imagecodecs.png_encode(values)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 
-def deep_values(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None:
-    """The values as stored, rows x columns, or rows x columns x 3, without alpha; None where Pillow keeps all of them.
+def deep_values(image: Image.Image, source: Path | bytes) -> tuple[NDArray[Any], int] | None:
+    """The values as stored, rows x columns, or rows x columns x 3, without alpha, and the largest that the file allows;
+    None where Pillow keeps all of them.
 
     Args:
         image: the file, opened but not loaded.
@@ -23,14 +24,15 @@ def deep_values(image: Image.Image, source: Path | bytes) -> NDArray[Any] | None
     if image.format == "PNG" and image.mode in ("RGB", "RGBA", "LA") and str(image.tile[0][3]).endswith("16B"):
         import imagecodecs  # only where it is needed
 
-        return _colors(imagecodecs.png_decode(_bytes(source)))
-    if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA", "LA"):
+        return _colors(imagecodecs.png_decode(_bytes(source))), 2**16 - 1
+    if image.format == "JPEG2000" and image.mode in ("I;16", "I", "RGB", "RGBA", "LA"):
         content = _bytes(source)
         start = content.find(b"\xff\x4f\xff\x51")  # the codestream's first two markers
-        if 0 <= start < len(content) - 42 and (content[start + 42] & 0x7F) + 1 > 8:
+        bits = (content[start + 42] & 0x7F) + 1 if 0 <= start < len(content) - 42 else 0
+        if bits > 8:
             import imagecodecs
 
-            return _colors(imagecodecs.jpeg2k_decode(content))
+            return _colors(imagecodecs.jpeg2k_decode(content)), 2**bits - 1
     return None
 
 
@@ -40,7 +42,7 @@ def _colors(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., :3] if values.shape[2] > 2 else values[..., 0]
 
 
-def _pnm(image: ImageFile.ImageFile, source: Path | bytes) -> NDArray[Any] | None:
+def _pnm(image: ImageFile.ImageFile, source: Path | bytes) -> tuple[NDArray[Any], int] | None:
     """PGM and PPM whose largest value is to be more than 255."""
     codec, _, offset, arguments = image.tile[0]
     most = arguments[1] if isinstance(arguments, tuple) else 0
@@ -54,12 +56,12 @@ def _pnm(image: ImageFile.ImageFile, source: Path | bytes) -> NDArray[Any] | Non
     shape = (image.height, image.width) if image.mode == "I" else (image.height, image.width, 3)
     count = int(np.prod(shape))
     if content[:2] in (b"P5", b"P6"):
-        return np.frombuffer(content, ">u2", count, offset).astype(np.uint16).reshape(shape)
+        return np.frombuffer(content, ">u2", count, offset).astype(np.uint16).reshape(shape), most
     words = re.sub(rb"#[^\n]*", b"", content[offset:]).split(maxsplit=count)[:count]
     values = np.array(words, np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it has values outside of 0..65535")
-    return values.astype(np.uint16).reshape(shape)
+    return values.astype(np.uint16).reshape(shape), most
 
 
 def _bytes(source: Path | bytes) -> bytes:

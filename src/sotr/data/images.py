@@ -59,7 +59,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
       stored under the alpha channel. Premultiplied colors are divided by alpha.
     - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from 0..255, 0..4095 or
       0..65535, whichever is the smallest that holds the largest value of the image, because 12-bit cameras store
-      their values unscaled in 16-bit files. Grey TIFF files of which 0 is white are inverted before that.
+      their values unscaled in 16-bit files. Files that declare another range (10 or 14 bits) are scaled from that.
+      Grey TIFF files of which 0 is white are inverted before that.
     - Whole numbers beyond 0..65535 and floating point are scaled from the least to the largest finite value.
       Non-finite pixels become 0, and so does a flat image.
 
@@ -252,8 +253,9 @@ def _decode(image: Image.Image, name: str, max_pixels: int, source: Path | bytes
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
         raise SOTRError(f"{name}: is PostScript, which is run rather than read; {_REMEDY}")
     try:
-        if source is not None and (values := deep_values(image, source)) is not None:
-            return _stack(TURNS[_orientation(image)](scale_to_8_bit(values)))
+        if source is not None and (deep := deep_values(image, source)) is not None:
+            values, most = deep
+            return _stack(TURNS[_orientation(image)](scale_to_8_bit(values, declared=most)))
         image.load()
         turn = TURNS[_orientation(image)]
         if image.mode.startswith("I") or image.mode == "F":

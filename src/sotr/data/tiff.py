@@ -258,14 +258,14 @@ class TiffImage:
             mode = "CMYK" if self._photometric == _CMYK else "YCbCr"
             height, width = values.shape[:2]
             return np.array(Image.frombytes(mode, (width, height), values.tobytes()).convert("RGB"))
-        limits = self._limits
+        limits, declared = self._limits, 2**self._bits - 1 if self._dtype.kind == "u" else None
         if self._dtype.kind == "b" or self._bits < 8:
             grey = (values * (255 / (2**self._bits - 1))).astype(np.uint8)
             grey = 255 - grey if self._photometric == _WHITE_IS_ZERO else grey
         elif self._photometric == _WHITE_IS_ZERO:
-            grey = invert(values, limits)
+            grey = invert(values, limits, declared)
         else:
-            grey = scale_to_8_bit(values, limits)
+            grey = scale_to_8_bit(values, limits, declared)
         return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
 
 

@@ -52,6 +52,8 @@ def read(folder: Path) -> Source:
     else:
         names = _class_names(settings, file)
         found = _named(folder, file, settings, source)
+        if not found and not source.broken:  # supervision's file names classes only
+            found = [(split, path) for split, images, _ in _folders(folder) for path in images_below(images)]
     if not found and not source.broken:
         raise SOTRError(f'{file or folder}: names no images; give the folders of "train" and "val"')
     pose = _pose(settings.get("kpt_shape"))
