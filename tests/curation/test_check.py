@@ -433,7 +433,7 @@ def test_tables_and_page(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     cut_off(data)
     check_data(str(data), model="sotr-nano", device="cpu", report=str(tmp_path / "page.html"), quiet=False)
     text = capsys.readouterr().out
-    assert "pictures that cannot be decoded: 1 (train: train_000002.jpg)" in text
+    assert "images that cannot be decoded: 1 (train: train_000002.jpg)" in text
     assert "training would stop at once" in text
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 5

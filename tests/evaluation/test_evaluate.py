@@ -213,7 +213,7 @@ def test_a_loader_process_that_is_killed_is_one_line(
     data: Path, good_model: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SOTRError, match=r"^a process that loads pictures died \(.*worker.*\); .*fewer --workers$"):
+    with pytest.raises(SOTRError, match=r"^a process that loads images died \(.*worker.*\); .*fewer --workers$"):
         evaluate(data, good_model, device="cpu", workers=1, quiet=True)
 
 

@@ -32,7 +32,7 @@ def check_data(
 ) -> DataReport:
     """Look a COCO data set over: what is wrong with it, what is in it, and which settings suit it.
 
-    All annotations are checked and all pictures decoded. Of what is found, harmful things stop a training at once, with
+    All annotations are checked and all images decoded. Of what is found, harmful things stop a training at once, with
     exit code 1 here; harmless ones only make it warn.
 
     Args:
@@ -41,12 +41,12 @@ def check_data(
             objects are held against.
         train_json: Annotation file to train on, if `data` has another layout.
         val_json: Annotation file to validate on, if `data` has another layout.
-        images: Folder of the pictures, if `data` has another layout.
+        images: Folder of the images, if `data` has another layout.
         fix: New folder for a repaired copy; what is changed is listed.
-        report: File for one HTML page of plots, findings and sample pictures.
+        report: File for one HTML page of plots, findings and sample images.
         json: Print one JSON object instead of tables.
         device: Whose memory the advice is for: auto, cpu, cuda, cuda:1 or mps.
-        workers: Processes that decode pictures; default one per CPU core, up to 16.
+        workers: Processes that decode images; default one per CPU core, up to 16.
         quiet: Print nothing but errors (and JSON, if asked for).
 
     Returns:

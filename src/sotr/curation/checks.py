@@ -21,7 +21,7 @@ from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
 
 SAME_OBJECT = 0.9
-"""Two objects of a picture whose masks overlap by this IoU are one object labelled twice."""
+"""Two objects of an image whose masks overlap by this IoU are one object labelled twice."""
 
 AREA_OFF = 0.1
 """An area is wrong if it differs from the mask's by this share, and by 16 pixels; polygons are not exact."""
@@ -35,7 +35,7 @@ class CheckedSplit:
     """A split that could be read, and what was found in it."""
 
     data: CocoDataset
-    """Without what is harmful in its annotations; all pictures are listed, readable or not."""
+    """Without what is harmful in its annotations; all images are listed, readable or not."""
     pictures: Pictures
     objects: Objects
     findings: list[Finding]
@@ -101,7 +101,7 @@ def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequen
 
 
 def check_splits(splits: Mapping[str, CheckedSplit]) -> list[Finding]:
-    """What is wrong between training and validation pictures."""
+    """What is wrong between training and validation images."""
     if not {"train", "val"} <= set(splits):
         return []
     train, val = splits["train"], splits["val"]
@@ -113,8 +113,8 @@ def check_splits(splits: Mapping[str, CheckedSplit]) -> list[Finding]:
     thumbnails = np.concatenate([train.pictures.thumbnails_NP, val.pictures.thumbnails_NP])
     found = []
     for kind, pairs, like in (
-        ("shared between splits", copies, "is a copy of the training picture"),
-        ("similar across splits", _without(similar_pairs(thumbnails), copies), "looks like the training picture"),
+        ("shared between splits", copies, "is a copy of the training image"),
+        ("similar across splits", _without(similar_pairs(thumbnails), copies), "looks like the training image"),
     ):
         told: set[int] = set()
         for first, second in pairs.tolist():
@@ -151,7 +151,7 @@ def fit_findings(split: str, checked: CheckedSplit, config: SOTRConfig) -> list[
 def verify(
     splits: Mapping[str, CocoDataset], config: SOTRConfig, console: Console, processes: int | None = None
 ) -> list[Finding]:
-    """What `sotr train` does before it starts: open all pictures, say what is harmless, stop at what is harmful.
+    """What `sotr train` does before it starts: open all images, say what is harmless, stop at what is harmful.
 
     Args:
         splits: train, and perhaps val, as `load_coco` read them.
@@ -215,8 +215,8 @@ def _annotation_findings(split: str, data: CocoDataset) -> list[Finding]:
     off = np.abs(data.areas - pixels) > np.maximum(16, AREA_OFF * pixels)
     found = []
     for kind, which, what in (
-        ("empty mask", empty, "covers no pixel of its picture; draw it again or drop it"),
-        ("outside", data.outside & ~empty, "has a polygon that leaves its picture; what is outside is cut off"),
+        ("empty mask", empty, "covers no pixel of its image; draw it again or drop it"),
+        ("outside", data.outside & ~empty, "has a polygon that leaves its image; what is outside is cut off"),
         (
             "crowd polygon",
             data.iscrowd & data.polygons,
@@ -243,7 +243,7 @@ def _pixels(data: CocoDataset) -> NDArray[np.int64]:
 
 
 def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
-    """Objects of a picture that are labelled twice, perhaps as different classes; crowds aside."""
+    """Objects of an image that are labelled twice, perhaps as different classes; crowds aside."""
     pictures = np.repeat(np.arange(len(data)), np.diff(data.offsets))
     rows = np.flatnonzero((data.boxes[:, 2] > 0) & ~data.iscrowd)
     boxes = np.asarray(data.boxes)[rows]
@@ -277,7 +277,7 @@ def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
 
 def _class_findings(split: str, data: CocoDataset, objects: Objects) -> list[Finding]:
     if not len(objects.rows_A):
-        if split != "train":  # odd, but it breaks nothing: each picture has been told of
+        if split != "train":  # odd, but it breaks nothing: each image has been told of
             return []
         message = f"{data.json_path}: has no object to learn; label some (crowds are not learnt)"
         return [Finding("no objects", message, split)]
@@ -298,5 +298,5 @@ def _class_findings(split: str, data: CocoDataset, objects: Objects) -> list[Fin
 
 
 def _without(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The pairs whose second picture is none of the others' second ones: these have been told already."""
+    """The pairs whose second image is none of the others' second ones: these have been told already."""
     return pairs[~np.isin(pairs[:, 1], others[:, 1])] if len(pairs) else pairs

@@ -1,4 +1,4 @@
-"""The `pre-annotate` command: predictions as a first draft for people who label pictures in Label Studio.
+"""The `pre-annotate` command: predictions as a first draft for people who label images in Label Studio.
 
 CVAT, FiftyOne, Roboflow and the like import the COCO data set that `sotr predict` writes as it is.
 """
@@ -20,7 +20,7 @@ from sotr.results.instances import Instances
 from sotr.results.outlines import polygons_of
 
 IMAGE, LABEL = "image", "label"
-"""Names that a Label Studio project gives to its picture and to its labels; regions refer to them."""
+"""Names that a Label Studio project gives to its image and to its labels; regions refer to them."""
 
 
 def pre_annotate(
@@ -39,8 +39,8 @@ def pre_annotate(
     Args:
         predictions: predictions.json, as `sotr predict` writes it.
         out: file to write.
-        url: what to put before each picture's name to make its address, such as https://example.org/pictures/ or,
-            for Label Studio's local storage, /data/local-files/?d=pictures/
+        url: what to put before each image's name to make its address, such as https://example.org/images/ or,
+            for Label Studio's local storage, /data/local-files/?d=images/
         score: leave out objects below this score, 0..1.
         tolerance: pixels by which a polygon may leave its mask's outline, so that it has fewer corners to drag. Up to
             0.35 the mask stays what it is.
@@ -81,10 +81,10 @@ def pre_annotate(
 
 
 def to_label_studio(instances: Instances, image: str, model: str, tolerance: float = EXACT) -> dict[str, Any]:
-    """One task of Label Studio: a picture's address and its objects as a prediction.
+    """One task of Label Studio: an image's address and its objects as a prediction.
 
     Args:
-        image: address of the picture.
+        image: address of the image.
         model: what to call the prediction's origin.
         tolerance: as of `sotr.masks.polygons.polygons`.
     """
@@ -117,7 +117,7 @@ def to_label_studio(instances: Instances, image: str, model: str, tolerance: flo
 
 
 def _read(path: Path) -> tuple[Sequence[str], str, list[tuple[str, Instances]]]:
-    """Class names, the model's name, and each picture's name with its objects."""
+    """Class names, the model's name, and each image's name with its objects."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {category["id"]: str(category["name"]) for category in content["categories"]}

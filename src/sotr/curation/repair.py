@@ -23,7 +23,7 @@ from sotr.errors import SOTRError
 from sotr.files import atomic_folder, link_or_copy, write_json
 
 SAME_SHAPE = 0.01
-"""A picture is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
+"""An image is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
 
 ROUNDS = 4
 """Repairs one after the other, at most."""
@@ -41,7 +41,7 @@ REPAIRED = frozenset(
 """Kinds of findings that are repaired."""
 
 ORIENTATION = 0x0112
-"""EXIF's number for how a picture is to be turned."""
+"""EXIF's number for how an image is to be turned."""
 
 
 Look = Callable[[Located], Sequence[Finding]]
@@ -144,7 +144,7 @@ class _Repair:
                 self.pictures.setdefault(finding.kind, set()).add(finding.file)
 
     def run(self, folder: Path) -> dict[str, Any]:
-        """Copy the pictures that stay to `folder`/images, and return the repaired annotations."""
+        """Copy the images that stay to `folder`/images, and return the repaired annotations."""
         raw = read_whole(self.json_path)
         images: list[dict[str, Any]] = []
         sizes: dict[int, tuple[int, int]] = {}
@@ -216,7 +216,7 @@ class _Repair:
             if name in self.pictures.get(kind, ()):
                 return "it is a copy of another" if kind == "identical pictures" else kind
         if name in self.pictures.get("shared between splits", ()):
-            return "it is a training picture, too"
+            return "it is a training image, too"
         return None
 
     def _mend(
@@ -238,7 +238,7 @@ class _Repair:
         entry = {**entry, **{key: int(entry[key]) for key in ("id", "image_id", "category_id")}}
         own_id = entry["id"]
         if entry["image_id"] not in sizes:
-            self._say("annotation", entry, f"left out: its picture {entry['image_id']} is not there")
+            self._say("annotation", entry, f"left out: its image {entry['image_id']} is not there")
             return None
         if entry["category_id"] not in known:
             self._say("annotation", entry, f"left out: there is no category {entry['category_id']}")
@@ -281,9 +281,9 @@ class _Repair:
         if not area:
             self._say("annotation", entry, "left out: it covers no pixel")
             return None
-        # By the size that the picture has now, which need not be the one that the findings are about.
+        # By the size that the image has now, which need not be the one that the findings are about.
         if reaches_outside(segmentation, height, width) or own_id in self.annotations.get("crowd polygon", ()):
-            self._say("annotation", entry, "its polygons are now an RLE, cut at the picture's edges")
+            self._say("annotation", entry, "its polygons are now an RLE, cut at the image's edges")
             segmentation = rle
         if scale is not None or (own_id in self.annotations.get("area", ()) and entry.get("area") != area):
             if scale is None:
@@ -293,7 +293,7 @@ class _Repair:
 
 
 def _all_fit(segmentations: Sequence[Any], size: tuple[int, int]) -> bool:
-    """Whether masks lie within a picture of this size; broken polygons say nothing, for they will be left out."""
+    """Whether masks lie within an image of this size; broken polygons say nothing, for they will be left out."""
     for segmentation in segmentations:
         if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
             return False
@@ -318,7 +318,7 @@ def _is_sound(part: Any, size: tuple[int, int]) -> bool:
 
 
 def _scaled(segmentation: Any, scale: tuple[float, float], size: tuple[int, int]) -> Any:
-    """A mask of a picture that has become `scale` times as large: polygons stay polygons."""
+    """A mask of an image that has become `scale` times as large: polygons stay polygons."""
     if isinstance(segmentation, list):
         return [
             [value * scale[i % 2] if isinstance(value, int | float) else value for i, value in enumerate(part)]
@@ -346,7 +346,7 @@ def _is_turned(path: Path) -> bool:
 
 
 def _without_rotation(source: Path, target: Path) -> None:
-    """The picture as stored, without the note that it is to be turned."""
+    """The image as stored, without the note that it is to be turned."""
     with Image.open(source) as picture:
         picture.load()
         exif = picture.getexif()

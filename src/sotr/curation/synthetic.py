@@ -19,13 +19,13 @@ from sotr.results.instances import encode_masks
 Floats = NDArray[np.float32]
 
 VAL_START = 10**9
-"""Pictures from this number on are for validation: however many one trains on, it never sees them."""
+"""Images from this number on are for validation: however many one trains on, it never sees them."""
 
 MIN_SIDE = 12
 """Shapes are at least so many pixels wide: below, a ring would lose its hole."""
 
 MIN_VISIBLE = 0.35
-"""A shape of which others, and the picture's edges, leave less than this share to be seen is not placed."""
+"""A shape of which others, and the image's edges, leave less than this share to be seen is not placed."""
 
 
 def _star(x: Floats, y: Floats) -> NDArray[np.bool_]:
@@ -56,7 +56,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], NDArray[np.bool_]]] = {
 
 @dataclass(frozen=True, eq=False)
 class SyntheticPicture:
-    """A picture and its I objects."""
+    """An image and its I objects."""
 
     image_HW3: NDArray[np.uint8]
     labels_I: NDArray[np.int64]
@@ -76,7 +76,7 @@ class SyntheticShapes:
     """An endless data set: `shapes[i]` is a function of these settings and of i, from 0 on, alone.
 
     Shapes are of all sizes from `MIN_SIDE` pixels to half the shortest edge (less where there are many), turned at
-    will, striped, chequered, shaded or plain, and may hide one another or leave the picture; but at least `MIN_VISIBLE`
+    will, striped, chequered, shaded or plain, and may hide one another or leave the image; but at least `MIN_VISIBLE`
     of each is seen, and its mask is exactly what is seen.
 
     Raises:
@@ -84,12 +84,12 @@ class SyntheticShapes:
     """
 
     height: int = 256
-    """Of each picture, in pixels."""
+    """Of each image, in pixels."""
     width: int = 320
     min_objects: int = 1
-    """Fewest shapes in a picture."""
+    """Fewest shapes in an image."""
     max_objects: int = 8
-    """Most shapes in a picture; where so many find no room there are fewer."""
+    """Most shapes in an image; where so many find no room there are fewer."""
     classes: int = 5
     """The first so many of `SHAPES`."""
     seed: int = 0
@@ -113,7 +113,7 @@ class SyntheticShapes:
         return tuple(SHAPES)[: self.classes]
 
     def __getitem__(self, index: int) -> SyntheticPicture:
-        """Picture `index`, from 0 on without end."""
+        """Image `index`, from 0 on without end."""
         rng = np.random.default_rng((self.seed, index))
         image_HW3 = _background(self.height, self.width, rng)
         objects_HW = np.zeros((self.height, self.width), np.int32)
@@ -172,7 +172,7 @@ def _own_coordinates(center_x: float, center_y: float, radius: float, angle: flo
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> Floats:
-    """Clouds between two dull colours, height x width x 3 in 0..255."""
+    """Clouds between two dull colors, height x width x 3 in 0..255."""
     first, second = rng.uniform(20, 200, 3), rng.uniform(20, 200, 3)
     cells = int(rng.integers(2, 12))
     clouds = cv2.resize(rng.random((cells, cells)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -180,8 +180,8 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Floats:
 
 
 def _texture(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
-    """The colours of a shape's pixels, from two colours of its own."""
-    # The hue is free, so no class can be told by its colour.
+    """The colors of a shape's pixels, from two colors of its own."""
+    # The hue is free, so no class can be told by its color.
     first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     waves = rng.uniform(4, 12)
     kind = int(rng.integers(4))
@@ -210,15 +210,15 @@ def write_synthetic(
 ) -> Path:
     """Make a COCO data set of overlapping, textured shapes with exact masks: train.json, val.json and images/.
 
-    The same arguments give the same bytes. More pictures of a split leave those there were as they are.
+    The same arguments give the same bytes. More images of a split leave those there were as they are.
 
     Args:
         out: New folder of the data set.
-        train: Pictures to train on.
-        val: Pictures to validate on; 0 leaves that split out.
-        height, width: Of each picture, in pixels.
-        min_objects: Fewest shapes in a picture.
-        max_objects: Most shapes in a picture; where so many find no room there are fewer.
+        train: Images to train on.
+        val: Images to validate on; 0 leaves that split out.
+        height, width: Of each image, in pixels.
+        min_objects: Fewest shapes in an image.
+        max_objects: Most shapes in an image; where so many find no room there are fewer.
         classes: The first so many of disc, box, star, ring, bar, triangle and cross.
         seed: Of all chance.
         quiet: Print nothing but errors.
@@ -232,9 +232,9 @@ def write_synthetic(
     shapes = SyntheticShapes(height, width, min_objects, max_objects, classes, seed)
     for name, count in (("train", train), ("val", val)):
         if not 0 <= count <= VAL_START:
-            raise SOTRError(f"{name} is {count}; give a number of pictures, at most {VAL_START:,}")
+            raise SOTRError(f"{name} is {count}; give a number of images, at most {VAL_START:,}")
     if not train + val:
-        raise SOTRError("train and val are both 0; give a number of pictures")
+        raise SOTRError("train and val are both 0; give a number of images")
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()

@@ -18,7 +18,7 @@ from sotr.errors import SOTRError
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of a data set and its I annotations, crowds included, in the file's order."""
+    """One image of a data set and its I annotations, crowds included, in the file's order."""
 
     image_id: int
     path: Path
@@ -38,7 +38,7 @@ class Record:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """The pictures and annotations of one COCO file; `load_coco` makes it. Annotations are grouped by picture."""
+    """The images and annotations of one COCO file; `load_coco` makes it. Annotations are grouped by image."""
 
     json_path: Path
     images_dir: Path
@@ -50,7 +50,7 @@ class CocoDataset:
     sizes_N2: NDArray[np.int64]
     """Height, width."""
     offsets: NDArray[np.int64]
-    """Picture i owns annotations `offsets[i]:offsets[i + 1]`."""
+    """Image i owns annotations `offsets[i]:offsets[i + 1]`."""
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
     annotation_ids: NDArray[np.int64]
@@ -59,7 +59,7 @@ class CocoDataset:
     polygons: NDArray[np.bool_]
     """Whether the file has the mask as polygons, not as RLE."""
     outside: NDArray[np.bool_]
-    """Whether polygons leave the picture by more than a pixel; what is outside is cut off."""
+    """Whether polygons leave the image by more than a pixel; what is outside is cut off."""
     rle_text: NDArray[np.uint8]
     """All masks' compressed RLE strings, joined."""
     rle_offsets: NDArray[np.int64]
@@ -75,7 +75,7 @@ class CocoDataset:
         return tuple(self.annotation_ids[(self.boxes[:, 2] == 0) & ~self.iscrowd].tolist())
 
     def path(self, index: int) -> Path:
-        """The file of picture `index`."""
+        """The file of image `index`."""
         return self.images_dir / self.file_names[index]
 
     def strings(self, annotations: Iterable[int]) -> list[bytes]:
@@ -83,7 +83,7 @@ class CocoDataset:
         return [self.rle_text[self.rle_offsets[a] : self.rle_offsets[a + 1]].tobytes() for a in annotations]
 
     def record(self, index: int) -> Record:
-        """Picture `index` with its annotations."""
+        """Image `index` with its annotations."""
         own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         height, width = map(int, self.sizes_N2[index])
         return Record(
@@ -157,14 +157,14 @@ class Splits(NamedTuple):
 def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
     """Read a COCO instance annotation file and check all of it, so that nothing fails in the middle of a training.
 
-    Polygons (of several parts), uncompressed and compressed RLE are understood. Pictures without annotations are kept.
-    The pictures themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
+    Polygons (of several parts), uncompressed and compressed RLE are understood. Images without annotations are kept.
+    The images themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
     folder (`sotr.data.cache`), from where the next call maps it into memory.
 
     Raises:
-        SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing picture,
-            an annotation of an unknown picture or category or without a mask, a polygon with fewer than 3 points or
-            with coordinates that are not numbers, and an RLE that is broken or not of its picture's size.
+        SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing image,
+            an annotation of an unknown image or category or without a mask, a polygon with fewer than 3 points or
+            with coordinates that are not numbers, and an RLE that is broken or not of its image's size.
     """
     data = read_coco(json_path, images_dir)
     for index, name in enumerate(data.file_names):
@@ -177,7 +177,7 @@ def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
 
 
 def read_coco(json_path: str | Path, images_dir: str | Path, flaws: list[Flaw] | None = None) -> CocoDataset:
-    """`load_coco` without looking for the pictures; with `flaws` what is wrong is appended there, and left out here."""
+    """`load_coco` without looking for the images; with `flaws` what is wrong is appended there, and left out here."""
     json_path, images_dir = Path(json_path), Path(images_dir)
     fields = read_index(json_path, flaws)
     names = fields["file_names"]
@@ -202,7 +202,7 @@ def find_data(
     Args:
         folder: the data set.
         train_json, val_json: annotation files to use instead of looking; relative to the current folder or to `folder`.
-        images: folder of the pictures, instead of looking; the same for both splits.
+        images: folder of the images, instead of looking; the same for both splits.
         only: load this split alone.
 
     Raises:

@@ -65,7 +65,7 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_index(json_path: Path, flaws: list[Flaw] | None = None) -> dict[str, Any]:
-    """The fields of a `CocoDataset` but for its paths. The pictures are not looked for.
+    """The fields of a `CocoDataset` but for its paths. The images are not looked for.
 
     Args:
         flaws: takes what is wrong with entries, which are then left out; without it the first one is raised.
@@ -106,7 +106,7 @@ class _Reader:
 
     names: dict[int, str] = field(default_factory=dict)
     position: dict[int, int] = field(default_factory=dict)
-    """Image id -> picture."""
+    """Image id -> image."""
     file_names: list[str] = field(default_factory=list)
     known_names: set[str] = field(default_factory=set)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -121,7 +121,7 @@ class _Reader:
 
     def read(self) -> tuple[dict[str, NDArray[Any]], list[tuple[int, str]]]:
         rows = dict.fromkeys(("images", "annotations", "categories"), 0)
-        early: list[Any] = []  # annotations that come before the sizes of their pictures
+        early: list[Any] = []  # annotations that come before the sizes of their images
         begun: list[str] = []
         for key, entry in read_lists(self.json_path, tuple(rows)):
             if entry is None:
@@ -142,7 +142,7 @@ class _Reader:
         for row, entry in enumerate(early):
             self._entry(entry, row, self._annotation)
         if not rows["images"]:
-            raise SOTRError(f"{self.json_path}: the list of images is empty; add pictures")
+            raise SOTRError(f"{self.json_path}: the list of images is empty; add images")
         if not rows["categories"]:
             raise SOTRError(f"{self.json_path}: the list of categories is empty; name at least one class of objects")
         if not self.names:
@@ -186,7 +186,7 @@ class _Reader:
             if value in known:
                 raise Flaw(
                     "duplicate picture",
-                    f"{self.json_path}: image {what} {value!r} occurs twice; list each picture once",
+                    f"{self.json_path}: image {what} {value!r} occurs twice; list each image once",
                 )
         self.position[image_id] = len(self.file_names)
         self.file_names.append(name)
@@ -229,7 +229,7 @@ class _Reader:
         self.text += string
 
     def _arrays(self) -> tuple[dict[str, NDArray[Any]], list[tuple[int, str]]]:
-        """What was read, without flawed annotations, grouped by picture."""
+        """What was read, without flawed annotations, grouped by image."""
         categories = sorted(self.names.items())
         category_ids = np.array([category_id for category_id, _ in categories], np.int64)
         sizes_N2 = np.array(self.sizes, np.int64).reshape(-1, 2)

@@ -24,7 +24,7 @@ class Flaw(SOTRError):
         self.kind = kind
         """What is wrong, in a word or two; see `sotr.curation.findings.KINDS`."""
         self.file: str | None = None
-        """The picture's file name, where one is concerned."""
+        """The image's file name, where one is concerned."""
         self.image_id: int | None = None
         self.annotation_id: int | None = None
 
@@ -60,7 +60,7 @@ def read_image(entry: Any, row: int, json_path: Path) -> tuple[int, str, int, in
     where = f"{json_path}: image {image_id}"
     height, width = whole(entry, "height", where), whole(entry, "width", where)
     if not (0 < height < 2**20 and 0 < width < 2**20 and height * width < 2**31):
-        raise Flaw("entry", f"{where} has size {width} x {height}; give the picture's width and height in pixels")
+        raise Flaw("entry", f"{where} has size {width} x {height}; give the image's width and height in pixels")
     return image_id, image_name(entry, where), height, width
 
 
@@ -81,8 +81,8 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
         if size != [height, width]:
             raise Flaw(
                 "rle",
-                f"{where} has an RLE of size {show(size)}, but its picture is [{height}, {width}] (height, width); "
-                "encode the mask at the picture's size",
+                f"{where} has an RLE of size {show(size)}, but its image is [{height}, {width}] (height, width); "
+                "encode the mask at the image's size",
             )
         if isinstance(counts, str):
             return counts.encode("ascii", "replace")
@@ -114,9 +114,7 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
         if not all(type(c) in (float, int) and c - c == 0 for c in part):  # infinity and NaN have no difference
             raise Flaw("polygon", f"{where} has a polygon with a coordinate that is not a finite number; correct it")
         if min(part) < -reach or max(part) > 2 * reach:
-            raise Flaw(
-                "far outside", f"{where} has a polygon far outside of its {width} x {height} picture; correct it"
-            )
+            raise Flaw("far outside", f"{where} has a polygon far outside of its {width} x {height} image; correct it")
     parts = coco_mask.frPyObjects(segmentation, height, width)
     return _string(parts[0] if len(parts) == 1 else coco_mask.merge(parts))
 
@@ -127,7 +125,7 @@ def _string(encoded: dict[str, Any]) -> bytes:
 
 
 def reaches_outside(segmentation: Any, height: int, width: int) -> bool:
-    """Whether polygons leave their picture by more than a pixel; what is outside is cut off."""
+    """Whether polygons leave their image by more than a pixel; what is outside is cut off."""
     if not isinstance(segmentation, list):
         return False
     for part in segmentation:
@@ -145,7 +143,7 @@ def check_masks(
     Args:
         text: the characters of all strings, joined.
         lengths: characters per string.
-        sizes_A2: height and width of each one's picture.
+        sizes_A2: height and width of each one's image.
     """
     count, offsets_of_text = len(lengths), np.concatenate(([0], np.cumsum(lengths)))
     pixels, boxes, broken = np.zeros(count, np.int64), np.zeros((count, 4), np.int64), np.zeros(count, np.bool_)

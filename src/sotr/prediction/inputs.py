@@ -1,4 +1,4 @@
-"""What is to be segmented: pictures, lists of them, videos and cameras."""
+"""What is to be segmented: images, lists of them, videos and cameras."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 """File name endings, in lower case, of videos."""
 
 LIST_SUFFIX = ".txt"
-"""Ending of a file that lists pictures, one path a line."""
+"""Ending of a file that lists images, one path a line."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Inputs:
     """Inputs by kind, in order."""
 
     pictures: tuple[str | Path, ...]
-    """Files, folders, glob patterns, and text files that list pictures."""
+    """Files, folders, glob patterns, and text files that list images."""
     videos: tuple[Path | int, ...]
     """Video files, and the numbers of cameras."""
 
@@ -41,10 +41,10 @@ class Inputs:
         return cls(tuple(item for item in items if not _is_video(item)), videos)
 
     def paths(self) -> list[Path]:
-        """Every picture once, in order.
+        """Every image once, in order.
 
         Raises:
-            SOTRError: an input does not exist or holds no pictures; files that a list names are not looked for.
+            SOTRError: an input does not exist or holds no images; files that a list names are not looked for.
         """
         found: dict[str, Path] = {}
         for name in self.names():
@@ -52,7 +52,7 @@ class Inputs:
         return list(found.values())
 
     def names(self) -> Iterator[str]:
-        """The paths of all pictures as they come; lists are read line by line.
+        """The paths of all images as they come; lists are read line by line.
 
         Raises:
             SOTRError: as `paths`.
@@ -65,7 +65,7 @@ class Inputs:
 
 
 def is_list(item: str | Path) -> bool:
-    """Whether an input is a text file that lists pictures."""
+    """Whether an input is a text file that lists images."""
     return Path(item).suffix.lower() == LIST_SUFFIX and Path(item).is_file()
 
 

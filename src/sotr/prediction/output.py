@@ -59,13 +59,13 @@ def relative_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
 def output_names(
     paths: Sequence[Path], file_names: Sequence[str], out: Path, suffix: str = OVERLAY_SUFFIX
 ) -> list[str]:
-    """A name for the results of each picture: its stem where no other picture has it, else its path in one word, with
+    """A name for the results of each image: its stem where no other image has it, else its path in one word, with
     the ending if it takes that.
 
     No two names are alike, even where case does not count, and no overlay or mask of that name is one of `paths`.
 
     Args:
-        paths: the pictures.
+        paths: the images.
         file_names: their names as `relative_names` gives them.
         out: the folder of the results.
         suffix: what comes behind the name of an overlay.
@@ -173,7 +173,7 @@ def result_files(
         predictions = stack.enter_context(atomic_write(out / PREDICTIONS_FILE, "w"))
         results = stack.enter_context(atomic_write(out / RESULTS_FILE, "w"))
         rows = stack.enter_context(atomic_write(out / TABLE_FILE, "w")) if table else None
-        # A COCO file lists images, then annotations, but both come picture by picture: the latter wait here.
+        # A COCO file lists images, then annotations, but both come image by image: the latter wait here.
         annotations = stack.enter_context(tempfile.TemporaryFile("w+", dir=out, encoding="utf-8"))
         files = ResultFiles(predictions, results, annotations, rows, head, polygons)
         yield files
@@ -181,7 +181,7 @@ def result_files(
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an HW3 RGB or HW grey picture."""
+    """Write an HW3 RGB or HW grey image."""
     with atomic_write(path) as file:
         Image.fromarray(image).save(file, format="PNG", compress_level=4)
 
@@ -268,7 +268,7 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def write_masks(folder: Path, instances: Instances) -> None:
-    """Write each object's mask, 0 or 255 at the picture's size, to 000.png, 001.png, ... in order."""
+    """Write each object's mask, 0 or 255 at the image's size, to 000.png, 001.png, ... in order."""
     for i in range(len(instances)):
         mask_hw, x, y = instances.mask_crop(i)
         canvas = np.zeros(instances.image_size, np.uint8)

@@ -29,7 +29,7 @@ TICKS = 90_000
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video."""
+    """One image of a video."""
 
     number: int
     seconds: float
@@ -51,7 +51,7 @@ class Video:
 
 @contextmanager
 def film(file: IO[bytes], rate: float) -> Iterator[Callable[[NDArray[np.uint8], float], None]]:
-    """An H.264 video, which browsers play; yields a function that adds a picture at its time in seconds."""
+    """An H.264 video, which browsers play; yields a function that adds an image at its time in seconds."""
     import av
 
     with av.open(file, "w", format="mp4") as container:
@@ -66,7 +66,7 @@ def film(file: IO[bytes], rate: float) -> Iterator[Callable[[NDArray[np.uint8], 
 
         def add(image: NDArray[np.uint8], seconds: float) -> None:
             nonlocal last
-            # The format halves the colours' resolution: sides must be even.
+            # The format halves the colors' resolution: sides must be even.
             height, width = image.shape[0] % 2, image.shape[1] % 2
             picture = av.VideoFrame.from_ndarray(np.pad(image, ((0, height), (0, width), (0, 0)), "edge")).reformat(
                 format=stream.pix_fmt, src_color_range=_FULL, dst_colorspace=_BT709, dst_color_range=_LIMITED
@@ -96,7 +96,7 @@ def open_video(path: Path) -> Iterator[Video]:
         raise SOTRError(f"is not a video that can be read; {_reason(error)}") from None
     with container:
         if not container.streams.video:
-            raise SOTRError("holds no pictures")
+            raise SOTRError("holds no images")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
 

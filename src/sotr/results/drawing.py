@@ -1,4 +1,4 @@
-"""Drawing objects over their picture."""
+"""Drawing objects over their image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sotr.results.instances import Instances
 
 SMALL_PICTURE = 600
-"""Pictures whose shortest edge is below this many pixels are enlarged, so that outlines are thin beside the objects."""
+"""Images whose shortest edge is below this many pixels are enlarged, so that outlines are thin beside the objects."""
 
 MAX_SCALE = 6
 """Largest enlargement that is chosen without being asked for."""
@@ -28,18 +28,18 @@ MANY_OBJECTS = 12
 """With more objects than this a label needs twice the room; if few scores of a single class fit, none is written."""
 
 FILL = 0.35
-"""Opacity of the colour inside an object."""
+"""Opacity of the color inside an object."""
 
 HALO = 0.55
-"""Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own colour."""
+"""Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own color."""
 
 _UNIVERSAL = "uni"
 """OpenCV's font with the characters of most scripts, from its version 5."""
 
 ROWS_AT_ONCE = 256
-"""Rows of the picture that are in floating point together."""
+"""Rows of the image that are in floating point together."""
 
-# Bright, and told apart with the common kinds of colour blindness: Okabe and Ito's set without its black and its dark
+# Bright, and told apart with the common kinds of color blindness: Okabe and Ito's set without its black and its dark
 # blue, filled up in the spirit of Paul Tol's schemes. Neighbours in the list differ much.
 COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 176, 0),
@@ -72,16 +72,16 @@ def draw_overlay(
     scale: int | None = None,
     tracks: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """See `Instances.draw`, which is the way to call this for pictures.
+    """See `Instances.draw`, which is the way to call this for images.
 
     For frames of a video, `tracks` gives each object the number that it has in all of them, or -1: objects are then
-    coloured by it, and labelled with class and number.
+    colored by it, and labelled with class and number.
     """
     picture = load_image(image)
     height, width = picture.shape[:2]
     if (height, width) != instances.image_size:
         raise SOTRError(
-            f"the picture is {height} x {width} (height x width), but the objects were found in one of "
+            f"the image is {height} x {width} (height x width), but the objects were found in one of "
             f"{instances.image_size[0]} x {instances.image_size[1]}; draw them on that"
         )
     if scale is None:
@@ -116,7 +116,7 @@ def draw_overlay(
 
 
 def _object_colors(instances: "Instances") -> list[tuple[int, int, int]]:
-    """One colour per object: its class's where the model has several, else one that no near object has."""
+    """One color per object: its class's where the model has several, else one that no near object has."""
     if len(instances.class_names) > 1:
         return [_class_color(int(label)) for label in instances.labels_I]
     centers_I2 = (instances.boxes_I4[:, :2] + instances.boxes_I4[:, 2:]) / 2
@@ -162,7 +162,7 @@ def _shape(instances: "Instances", i: int, scale: int) -> _Shape:
 
 
 def _thickness(instances: "Instances", scale: int) -> int:
-    """Outline width in pixels: grows with the picture, stays thin where objects are tiny."""
+    """Outline width in pixels: grows with the image, stays thin where objects are tiny."""
     if not len(instances) or np.median(np.sqrt(instances.areas_I)) * scale < 24:
         return 1
     return max(1, round(min(instances.image_size) * scale / 500))
