@@ -205,7 +205,7 @@ def test_no_pictures_and_a_picture_of_another_size(data: Path, random_model: str
     with pytest.raises(SOTRError, match=r"1\.png"):
         evaluate(data, random_model, device="cpu", quiet=True)
     write(data, [], [], truth["categories"])
-    with pytest.raises(SOTRError, match="pictures"):
+    with pytest.raises(SOTRError, match="images"):
         evaluate(data, random_model, device="cpu", quiet=True)
 
 
@@ -213,7 +213,7 @@ def test_a_loader_process_that_is_killed_is_one_line(
     data: Path, good_model: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SOTRError, match=r"^a process that loads images died \(.*worker.*\); .*fewer --workers$"):
+    with pytest.raises(SOTRError, match=r"^a process that loads pictures died \(.*worker.*\); .*fewer --workers$"):
         evaluate(data, good_model, device="cpu", workers=1, quiet=True)
 
 

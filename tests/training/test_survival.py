@@ -302,7 +302,7 @@ def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(work, "write_report", write_report)
         with pytest.raises(
-            SOTRError, match=rf"images died \(.*worker.*\); .* sotr train --out {run} --finish$"
+            SOTRError, match=rf"pictures died \(.*worker.*\); .* sotr train --out {run} --finish$"
         ) as caught:
             train(**settings | {"epochs": 1, "workers": 1}, out=str(run))
     assert "\n" not in str(caught.value)
