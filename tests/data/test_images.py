@@ -339,6 +339,8 @@ def test_list_images_says_what_is_missing(tmp_path: Path) -> None:
         ([tmp_path / "empty"], "empty: the folder holds no images"),
         ([tmp_path / "*.png"], "the pattern matches no images"),
         ([tmp_path / "x.png"], "x.png: no such file"),
+        (["a" * 5000], "a: no such file or folder"),
+        (["a\0b.png"], "b.png: no such file or folder"),
     ):
         with pytest.raises(SOTRError, match=words):
             list_images(inputs)

@@ -14,8 +14,8 @@ from sotr.curation.findings import KINDS, Finding, by_kind, counted
 from sotr.curation.grids import Objects, fit_to_grids, objects_of
 from sotr.curation.image_files import Pictures, identical_pairs, open_pictures, similar_pairs
 from sotr.data.coco import CocoDataset, category_difference, read_coco
+from sotr.data.images import is_file
 from sotr.data.layouts import Located
-from sotr.data.names import is_file
 from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle

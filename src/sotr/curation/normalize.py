@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sotr.data.images import image_size
-from sotr.data.names import find_names, is_file
+from sotr.data.images import image_size, is_file
+from sotr.data.names import find_names
 from sotr.data.parse import Flaw, image_name
 from sotr.data.stream import show
 from sotr.errors import SOTRError

@@ -9,9 +9,10 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from sotr.data.images import is_file
 from sotr.data.index import Texts, read_index
 from sotr.data.layouts import locate_data
-from sotr.data.names import find_names, is_file
+from sotr.data.names import find_names
 from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 

@@ -38,6 +38,9 @@ hold to any format (IPTC), or run it (EPS)."""
 IGNORED_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
 """Folders, in lower case, in which systems keep copies; folders whose name begins with a dot are passed over, too."""
 
+LONGEST_NAME = 1000
+"""Characters of a name that messages show."""
+
 _PILLOW_LIMIT = threading.Lock()
 _REMEDY = "save it again as PNG, JPEG or TIFF"
 
@@ -186,9 +189,9 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
     found: dict[str, Path] = {}
     for item in inputs:
         path = Path(item)
-        if path.is_file():
+        if is_file(path):
             matches = [path]
-        elif path.is_dir():
+        elif os.path.isdir(path):
             matches = images_below(path)
             if not matches:
                 raise SOTRError(f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -198,7 +201,7 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
             if not matches:
                 raise SOTRError(f"{item}: the pattern matches no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         else:
-            raise SOTRError(f"{item}: no such file or folder")
+            raise SOTRError(f"{str(item)[:LONGEST_NAME]}: no such file or folder")
         for match in matches:
             found.setdefault(os.path.abspath(match), match)
     return list(found.values())
@@ -219,7 +222,15 @@ def _folders(path: Path) -> list[str]:
 
 def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False, too, for names that cannot be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @cache

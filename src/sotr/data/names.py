@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from sotr.data.images import images_below
+from sotr.data.images import images_below, is_file
 
 LONGEST = 255
 """Bytes that file systems allow for one part of a path."""
@@ -32,14 +32,6 @@ def is_possible(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in name and all(len(part) <= LONGEST for part in parts)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False, too, for names that cannot be."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def find_names(names: Sequence[str], folder: Path) -> dict[int, str]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from sotr.curation.formats.common import LabelledImage, Source
 from sotr.curation.normalize import normalized
-from sotr.data.images import image_size
+from sotr.data.images import image_size, is_file
 from sotr.data.layouts import find_layout, is_coco
-from sotr.data.names import is_file
 from sotr.data.parse import read_category, read_image
 from sotr.data.stream import read_whole
 from sotr.errors import SOTRError

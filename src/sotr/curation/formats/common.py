@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.data.images import is_image
+from sotr.data.images import is_file, is_image
 from sotr.data.layouts import SPLITS
-from sotr.data.names import find_names, inside, is_file
+from sotr.data.names import find_names, inside
 from sotr.data.parse import compress
 from sotr.errors import SOTRError
 from sotr.results.instances import encode_masks

@@ -27,8 +27,8 @@ from sotr.curation.formats.common import (
     rle_of,
     split_folders,
 )
-from sotr.data.images import MAX_PIXELS, image_size, load_image
-from sotr.data.names import inside, is_file, is_possible
+from sotr.data.images import MAX_PIXELS, image_size, is_file, load_image
+from sotr.data.names import inside, is_possible
 from sotr.errors import SOTRError
 
 NAME = "labelme"
