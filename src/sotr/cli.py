@@ -7,6 +7,7 @@ the environment errors show where they come from.
 
 import importlib
 import inspect
+import io
 import os
 import re
 import signal
@@ -55,7 +56,7 @@ COMMANDS = {
     "doctor": Command("sotr.doctor", "show versions, devices, extras and caches for a bug report"),
     "data check": Command("sotr.curation", "look a data set over, and repair it", function="check_data"),
     "data convert": Command(
-        "sotr.curation.convert", "turn YOLO, Pascal VOC, labelme or mask pictures into COCO", function="convert_data"
+        "sotr.curation.convert", "turn data sets of other formats and tools into COCO", function="convert_data"
     ),
     "data show": Command("sotr.curation", "draw labelled pictures on one sheet", function="show_data"),
     "data synthesize": Command(
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # PyTorch reads this when it is imported, by a command: memory for large maps then comes in pages of 2 MiB, where
     # the system has such, and is there in a quarter of the time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may have characters that the console's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -1,5 +1,6 @@
 """Files and folders that are either whole or not there, and belong to one process at a time."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -12,6 +13,12 @@ from sotr.errors import SOTRError
 
 LOCK = ".lock"
 """File that the process which works in a folder holds; the system lets go of it when that dies."""
+
+YAML_BYTES = 2**20
+"""Larger YAML files are refused."""
+
+YAML_REFERENCES = 8
+"""YAML files with more references are refused."""
 
 
 def cache_folder() -> Path:
@@ -29,17 +36,34 @@ def read_settings(path: Path, known: Sequence[str]) -> dict[Any, Any]:
     Raises:
         SOTRError: the file cannot be read, or holds no settings; names it.
     """
-    import yaml  # the command line starts quicker where nobody reads settings
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
-    except OSError as error:
-        raise SOTRError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)  # JSON is YAML, too
     if not isinstance(values, dict):
         raise SOTRError(f"{path} must hold 'key: value' lines; the keys are {', '.join(known)}")
     return values
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file of at most `YAML_BYTES`.
+
+    Raises:
+        SOTRError: it cannot be read; names it.
+    """
+    import yaml  # the command line starts quicker where nobody reads settings
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(YAML_BYTES + 1)
+        if len(content) > YAML_BYTES:
+            raise SOTRError(f"{path} has more than {YAML_BYTES // 2**20} MiB, which is too much for settings")
+        # References to references make values that are larger than any memory.
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)) > YAML_REFERENCES:
+            raise SOTRError(f"{path} has more than {YAML_REFERENCES} references (*name); write the values out")
+        return yaml.safe_load(content)
+    except OSError as error:
+        raise SOTRError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        # Besides its own errors, PyYAML raises what Python says of odd dates, numbers and keys.
+        raise SOTRError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager
@@ -94,6 +118,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in UTF-8; in ASCII where a text cannot be written in UTF-8."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        path.write_bytes(text.encode("utf-8"))
+    except UnicodeEncodeError:
+        path.write_bytes(json.dumps(value).encode("ascii"))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

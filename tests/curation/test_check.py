@@ -246,6 +246,116 @@ def test_a_scaled_picture_keeps_its_objects(data: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(after.record(2).areas_I, 4 * areas)
 
 
+def words(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """Another way to write a value, in both splits."""
+
+    def edited(content: Content) -> None:
+        for entry in content[kind]:
+            if key in entry:
+                entry[key] = change(entry[key])
+
+    return lambda data: [edit(data, edited, split) for split in ("train", "val")]
+
+
+def words_for_both(kind: str, key: str, change: Callable[[Any], Any]) -> Callable[[Path], Any]:
+    """The same of ids and of what refers to them."""
+    first = words(kind, "id", change)
+    second = words("annotations", key, change)
+    return lambda data: [first(data), second(data)]
+
+
+def flat(segmentation: Any) -> Any:
+    return segmentation[0] if isinstance(segmentation, list) and len(segmentation) == 1 else segmentation
+
+
+def float_size(segmentation: Any) -> Any:
+    return {**segmentation, "size": [64.0, 80.0]} if isinstance(segmentation, dict) else segmentation
+
+
+def without(kind: str, key: str) -> Callable[[Path], None]:
+    return lambda data: edit(data, lambda content: [entry.pop(key, None) for entry in content[kind]])
+
+
+KEPT: dict[str, Callable[[Path], Any]] = {
+    "category ids in quotes": words("annotations", "category_id", str),
+    "all category ids in quotes": words_for_both("categories", "category_id", str),
+    "image ids in quotes": words_for_both("images", "image_id", str),
+    "image ids are words": words_for_both("images", "image_id", lambda number: f"image-{number:x}z"),
+    "image ids are huge": words_for_both("images", "image_id", lambda number: 10**30 + number),
+    "ids as 1.0": words("annotations", "id", float),
+    "backslashes": words("images", "file_name", lambda name: f"images\\{name}"),
+    "absolute names": words("images", "file_name", lambda name: f"/home/bob/{name}"),
+    "no width": without("images", "width"),
+    "sizes of -1": words("images", "height", lambda _: -1),
+    "sizes in quotes": words("images", "height", str),
+    "flat polygons": words("annotations", "segmentation", flat),
+    "float sizes": words("annotations", "segmentation", float_size),
+    "iscrowd null": words("annotations", "iscrowd", lambda _: None),
+    "iscrowd false": words("annotations", "iscrowd", bool),
+    "iscrowd in quotes": words("annotations", "iscrowd", str),
+    "no iscrowd": without("annotations", "iscrowd"),
+}
+
+
+@pytest.mark.parametrize("breakage", KEPT.values(), ids=KEPT)
+def test_what_other_tools_write_is_repaired_without_a_loss(
+    data: Path, tmp_path: Path, breakage: Callable[[Path], Any]
+) -> None:
+    before = find_data(data)
+    breakage(data)
+    check_data(str(data), model="sotr-nano", device="cpu", fix=str(tmp_path / "fixed"), quiet=True)
+    after = find_data(tmp_path / "fixed")
+    assert kinds(tmp_path / "fixed") == {}
+    for old, new in zip(before, after, strict=True):
+        assert old is not None
+        assert new is not None
+        assert [Path(name).name for name in new.file_names] == list(old.file_names)
+        for field in ("sizes_N2", "offsets", "labels", "iscrowd", "annotation_ids", "rle_text", "areas"):
+            np.testing.assert_array_equal(getattr(new, field), getattr(old, field), err_msg=field)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": None},
+        {"category_id": []},
+        {"category_id": {"a": 1}},
+        {"segmentation": "none"},
+    ],
+    ids=str,
+)
+def test_a_copy_without_annotations_is_not_written(data: Path, tmp_path: Path, change: Content) -> None:
+    edit(data, lambda content: [entry.update(change) for entry in content["annotations"]])
+    with pytest.raises(SOTRError, match="no annotation of it can be repaired without your judgement"):
+        check_data(str(data), model="sotr-nano", device="cpu", fix=str(tmp_path / "fixed"), quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+UNUSABLE: dict[str, Content] = {
+    "no names": {"file_name": None},
+    "ids are lists": {"id": []},
+    "sizes are words": {"height": "high"},
+}
+
+
+@pytest.mark.parametrize("change", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_split_without_a_usable_image_is_a_finding(data: Path, tmp_path: Path, change: Content) -> None:
+    edit(data, lambda content: [entry.update(change) for entry in content["images"]])
+    found = kinds(data)
+    assert found["no images"] == 1
+    assert found["entry"] >= 6
+    (data / "val.json").unlink()
+    assert "no images" in kinds(data)
+
+
+@pytest.mark.parametrize(
+    "categories", [[], [{}], [None], [{"id": [], "name": "a"}], [{"id": 1, "name": None}]], ids=str
+)
+def test_damaged_categories_are_findings(data: Path, categories: list[Any]) -> None:
+    edit(data, lambda content: content.update(categories=categories))
+    assert kinds(data)["file"] == 1
+
+
 @pytest.mark.parametrize(
     "breakage",
     [
@@ -323,7 +433,7 @@ def test_tables_and_page(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     cut_off(data)
     check_data(str(data), model="sotr-nano", device="cpu", report=str(tmp_path / "page.html"), quiet=False)
     text = capsys.readouterr().out
-    assert "pictures that cannot be decoded: 1 (train: train_000002.jpg)" in text
+    assert "images that cannot be decoded: 1 (train: train_000002.jpg)" in text
     assert "training would stop at once" in text
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == 5
@@ -346,13 +456,13 @@ def test_unchanged_pictures_are_not_opened_again(data: Path, monkeypatch: pytest
     assert train is not None
     first = open_pictures(train, QUIET)
     opened: list[Path] = []
-    real = pictures_module._open
+    real = pictures_module.open_file
 
     def note(path: Path) -> Any:
         opened.append(path)
         return real(path)
 
-    monkeypatch.setattr(pictures_module, "_open", note)
+    monkeypatch.setattr(pictures_module, "open_file", note)
     second = open_pictures(train, QUIET)
     assert opened == []
     for name in ("sizes_N2", "digests_N", "thumbnails_NP"):
@@ -368,7 +478,7 @@ def test_processes_find_the_same(data: Path, monkeypatch: pytest.MonkeyPatch, tm
     train = find_data(data).train
     assert train is not None
     alone = open_pictures(train, QUIET, processes=1)
-    monkeypatch.setattr(pictures_module, "_ALONE_UP_TO", 0)
+    monkeypatch.setattr(pictures_module, "ALONE_UP_TO", 0)
     monkeypatch.setenv("SOTR_CACHE", str(tmp_path / "other"))
     together = open_pictures(train, QUIET, processes=2)
     assert list(alone.errors) == list(together.errors)

@@ -167,9 +167,8 @@ def test_yolo(new_folder: Any, polygons: list[list[float]]) -> None:
     written = json.loads((Path(f"{source}-out") / "train.json").read_text())
     for annotation, polygon in zip(written["annotations"], polygons, strict=True):
         assert annotation["segmentation"][0] == pytest.approx(polygon, abs=1e-6)
-    assert [a["category_id"] for a in written["annotations"]] == (
-        [1] * len(polygons) if len(polygons) == 1 else [1 + i % 2 for i in range(len(polygons))]
-    )
+    assert [a["category_id"] for a in written["annotations"]] == [1 + i % 2 for i in range(len(polygons))]
+    assert [category["name"] for category in written["categories"]] == ["cat", "dog"]
 
 
 @RELAXED
@@ -287,12 +286,12 @@ def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
 
 
 def test_unknown_and_ambiguous_folders(tmp_path: Path) -> None:
-    with pytest.raises(SOTRError, match=r"in none of the known formats \(yolo, voc, labelme, masks\)"):
+    with pytest.raises(SOTRError, match=r"in none of the known formats \(yolo, voc, labelme, masks, coco, "):
         convert_data(str(tmp_path), str(tmp_path / "out"))
     with pytest.raises(SOTRError, match="no such folder"):
         convert_data(str(tmp_path / "nothing"), str(tmp_path / "out"))
-    with pytest.raises(SOTRError, match="there is no format 'cvat'"):
-        convert_data(str(tmp_path), str(tmp_path / "out"), format="cvat")
+    with pytest.raises(SOTRError, match="there is no format 'dota'"):
+        convert_data(str(tmp_path), str(tmp_path / "out"), format="dota")
     write_yolo(tmp_path, "0 0.1 0.1 0.5 0.5 0.1 0.9")
     (tmp_path / "masks").mkdir()
     with pytest.raises(SOTRError, match=r"could be in several formats \(yolo, masks\)"):
@@ -303,8 +302,8 @@ def test_unknown_and_ambiguous_folders(tmp_path: Path) -> None:
 def test_a_mask_of_another_size_or_without_a_picture(tmp_path: Path) -> None:
     save_picture(tmp_path / "images" / "a.png")
     save_labels(tmp_path / "masks" / "a.png", np.ones((5, 5), np.uint8))
-    with pytest.raises(SOTRError, match=r"a.png: is 5 x 5, its picture 17 x 12"):
+    with pytest.raises(SOTRError, match=r"a.png: is 5 x 5, its image 17 x 12"):
         convert_data(str(tmp_path), str(tmp_path / "out"))
     save_labels(tmp_path / "masks" / "b.png", np.ones((5, 5), np.uint8))
-    with pytest.raises(SOTRError, match=r"b.png: has no picture b"):
+    with pytest.raises(SOTRError, match=r"b.png: has no image b"):
         convert_data(str(tmp_path), str(tmp_path / "out"))

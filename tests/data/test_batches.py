@@ -187,7 +187,7 @@ def test_a_damaged_picture_surfaces_as_one_line_with_its_name(coco_folder: Path,
     ):
         with pytest.raises(SOTRError) as caught:
             list(loader)
-        assert str(caught.value).startswith(f"{path}: is not a picture")
+        assert str(caught.value).startswith(f"{path}: is not an image")
         assert "\n" not in str(caught.value)
 
 

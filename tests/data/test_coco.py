@@ -197,8 +197,8 @@ BROKEN: list[tuple[str, Callable[[Content], Any], str]] = [
     ("duplicate image", again("images"), "image id 7 occurs twice"),
     ("duplicate file", picture(file_name="sub/b.png"), "file_name 'sub/b.png' occurs twice"),
     ("missing file", picture(file_name="c.png"), "image 7: .*c.png is missing"),
-    ("absolute path", picture(file_name="/etc/passwd"), "image 7: '/etc/passwd' lies outside"),
-    ("escape", picture(file_name="sub/../../train.json"), "image 7: .*lies outside"),
+    ("absolute path", picture(file_name="/etc/passwd"), "image 7: .*images/etc/passwd is missing"),
+    ("escape", picture(file_name="sub/../../train.json"), "image 7: .*images/train.json is missing"),
     ("no file name", drop("images", "file_name"), 'image 7 has "file_name" null'),
     ("no height", drop("images", "height"), 'image 7 has no "height"'),
     ("height 0", picture(height=0), "image 7 has size 20 x 0"),
@@ -208,6 +208,9 @@ BROKEN: list[tuple[str, Callable[[Content], Any], str]] = [
     ("annotations a dict", lambda d: d.update(annotations={}), 'has no list "annotations"'),
     ("no categories", lambda d: d.update(categories=[]), "list of categories is empty"),
     ("category without name", drop("categories", "name"), 'category .*a string "name"'),
+    ("no name that can be", picture(file_name="a\0.png"), "which no file can have"),
+    ("name too long", picture(file_name="a" * 300), "which no file can have"),
+    ("category a list", annotation(category_id=[1]), r'"category_id" \[1\]; it must be a whole number'),
     ("duplicate category", again("categories"), "category id 90 occurs twice"),
 ]
 
@@ -262,6 +265,73 @@ def test_the_three_layouts(tmp_path: Path) -> None:
         assert splits.val is not None
         assert len(splits.train) == len(splits.val) == 2
         assert splits.val.path(0) == folder / images / "a.png"
+
+
+LAYOUTS = {  # annotation file, image, its name in the file
+    "CVAT": ("annotations/instances_default.json", "images/default/a.png", "a.png"),
+    "CVAT, a subset": ("annotations/instances_Train.json", "images/Train/a.png", "a.png"),
+    "CVAT, no folder": ("annotations/instances_default.json", "images/a.png", "a.png"),
+    "LVIS": ("lvis_v1_train.json", "train2017/a.png", "http://images.cocodataset.org/train2017/a.png"),
+    "Roboflow, flat": ("_annotations.coco.json", "a.png", "a.png"),
+    "FiftyOne": ("labels.json", "data/a.png", "a.png"),
+    "FiftyOne, splits": ("train/labels.json", "train/data/a.png", "a.png"),
+    "Label Studio": ("result.json", "images/a.png", "images/a.png"),
+    "Label Studio, upload": ("result.json", "images/0123abcd-a.png", "../../data/media/upload/1/0123abcd-a.png"),
+    "Label Studio, Windows": ("result.json", "images/a.png", "images\\a.png"),
+    "Label Studio, local files": ("result.json", "images/a b.png", "/data/local-files/?d=some/a%20b.png"),
+    "Label Studio, prefix": ("result.json", "images/a.png", "images/0123abcd-a.png"),
+    "an address": ("annotations.json", "images/a.png", "s3://bucket/folder/a.png"),
+    "an absolute name": ("train.json", "images/sub/a.png", "/home/bob/data/images/sub/a.png"),
+    "a drive": ("train.json", "images/sub/a.png", "D:\\data\\images\\sub\\a.png"),
+    "backslashes": ("train.json", "images/sub/a.png", "sub\\a.png"),
+    "upwards": ("train.json", "images/a.png", "sub/../a.png"),
+    "lone": ("my export.json", "a.png", "a.png"),
+    "in annotations": ("annotations/annotations.json", "images/a.png", "a.png"),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_and_names_of_other_tools(tmp_path: Path, layout: str, encoding: str) -> None:
+    file, image, name = LAYOUTS[layout]
+    for path in (file, image):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 16)).save(tmp_path / image)
+    data = content()
+    data["images"][1:] = []
+    data["images"][0]["coco_url" if layout == "LVIS" else "file_name"] = name
+    if layout == "LVIS":
+        del data["images"][0]["file_name"]
+    (tmp_path / file).write_bytes(json.dumps(data, ensure_ascii=False).encode(encoding))
+    for options in ({}, {"train_json": file}, {"train_json": file, "images": tmp_path}):
+        train, val = find_data(tmp_path, **options)
+        assert val is None
+        assert train is not None
+        assert train.path(0).samefile(tmp_path / image)
+        assert train.masks(train.record(0)).sum() == 36
+
+
+def test_a_name_that_could_mean_several_files_is_missing(tmp_path: Path) -> None:
+    data = content()
+    data["images"][0]["file_name"] = "/elsewhere/c.png"
+    path = write(tmp_path, data)
+    for place in ("images/one", "images/two"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (20, 16)).save(tmp_path / place / "c.png")
+    with pytest.raises(SOTRError, match=r"image 7: .*c\.png is missing"):
+        load_coco(path, tmp_path / "images")
+    data["images"][0]["file_name"], data["images"][1]["file_name"] = "/x/sub/b.png", "/y/sub/b.png"
+    path.write_text(json.dumps(data))
+    with pytest.raises(SOTRError, match=r"image 7: .*b\.png is missing"):
+        load_coco(path, tmp_path / "images")
+
+
+def test_what_tools_write_for_no_crowd_and_for_sizes(tmp_path: Path) -> None:
+    data = content()
+    data["annotations"][0].update(iscrowd=None, segmentation={"size": [16.0, 20.0], "counts": [100, 20, 200]})
+    loaded = load(tmp_path, data)
+    assert loaded.iscrowd.tolist() == [False]
+    assert loaded.areas.tolist() == [20]
 
 
 def test_one_split_is_enough(tmp_path: Path) -> None:

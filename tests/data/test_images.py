@@ -5,11 +5,13 @@ import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
-from sotr.data.images import list_images, load_image
+from sotr.data.images import image_size, list_images, load_image
 from sotr.errors import SOTRError
 
 RGB = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[10, 20, 30], [40, 50, 60], [70, 80, 90]]], np.uint8)
@@ -124,6 +126,83 @@ def test_32_bit_integers_beyond_16_bit_and_floats_scale_from_their_extremes(tmp_
     assert not load_image(tmp_path / "flat.tif").any()
 
 
+def pnm(kind: bytes, values: np.ndarray) -> bytes:
+    head = b"%s\n# a note\n%d %d\n65535\n" % (kind, values.shape[1], values.shape[0])
+    plain = kind in (b"P2", b"P3")
+    return head + (" ".join(map(str, values.ravel())).encode() if plain else values.astype(">u2").tobytes())
+
+
+DEEP = {
+    "png": imagecodecs.png_encode,
+    "jp2": lambda values: imagecodecs.jpeg2k_encode(values, codecformat="jp2", reversible=True, level=0),
+    "j2k": lambda values: imagecodecs.jpeg2k_encode(values, codecformat="j2k", reversible=True, level=0),
+    "pnm": lambda values: pnm(b"P5" if values.ndim == 2 else b"P6", values),
+    "plain pnm": lambda values: pnm(b"P2" if values.ndim == 2 else b"P3", values),
+    "tiff": lambda values: tiff(values),
+}
+
+
+def tiff(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="rgb" if values.ndim == 3 else "minisblack")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("most", [200, 1000, 4095, 65535])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", DEEP)
+def test_deep_color_and_grey_follow_one_rule(tmp_path: Path, kind: str, channels: int, most: int) -> None:
+    """In every format as in an array, whatever share of the 16 bits the camera uses."""
+    if channels == 4 and kind not in ("png", "jp2"):
+        pytest.skip("the format, or its writer here, has no alpha")
+    values = np.random.default_rng(0).integers(0, most + 1, (40, 50, channels)).astype(np.uint16)
+    values[0, 0] = most
+    if channels == 4:
+        values[..., 3] = 65535
+    values = values[..., 0] if channels == 1 else values
+    range_end = next(end for end in (255, 4095, 65535) if most <= end)
+    expected = np.rint(values[..., :3] * (255 / range_end)) if channels > 1 else np.rint(values * (255 / range_end))
+    content = DEEP[kind](values)
+    (tmp_path / "a.bin").write_bytes(content)
+    for source in (values, content, tmp_path / "a.bin"):
+        loaded = load_image(source)
+        grey = loaded if channels > 1 else loaded[..., 1]
+        assert np.abs(grey - expected).max() <= 1, source if isinstance(source, Path) else type(source)
+        np.testing.assert_array_equal(loaded, load_image(values))
+    assert image_size(tmp_path / "a.bin") == (40, 50)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_range_that_a_file_declares(bits: int, channels: int) -> None:
+    most = 2**bits - 1
+    values = np.random.default_rng(0).integers(0, most // 2, (40, 50, channels)).astype(np.uint16)
+    values = values[..., 0] if channels == 1 else values
+    expected = np.rint(values * (255 / most))
+    buffer = io.BytesIO()
+    photometric = "rgb" if channels > 1 else "minisblack"
+    tifffile.imwrite(buffer, values, photometric=photometric, bitspersample=bits)
+    for content in (
+        imagecodecs.jpeg2k_encode(values, bitspersample=bits, reversible=True, level=0),
+        pnm(b"P5" if channels == 1 else b"P6", values).replace(b"65535", str(most).encode(), 1),
+        buffer.getvalue(),
+    ):
+        loaded = load_image(content)
+        assert np.abs((loaded if channels > 1 else loaded[..., 0]) - expected).max() <= 1
+
+
+def test_deep_color_is_turned_upright(tmp_path: Path) -> None:
+    values = np.arange(2 * 3 * 3, dtype=np.uint16).reshape(2, 3, 3) * 3000
+    content = imagecodecs.png_encode(values)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(raw)) + b"eXIf" + raw + struct.pack(">I", zlib.crc32(b"eXIf" + raw))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), load_image(np.rot90(values, -1).copy()))
+    assert image_size(tmp_path / "a.png") == (3, 2)
+
+
 def test_one_pixel() -> None:
     assert load_image(png(Image.new("RGB", (1, 1), (1, 2, 3)))).tolist() == [[[1, 2, 3]]]
     assert load_image(np.array([[9]], np.uint8)).tolist() == [[[9, 9, 9]]]
@@ -134,14 +213,14 @@ def test_missing_folder_text_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     for name, words in {
         "absent.png": "no such file",
-        "notes.png": "is not a picture that can be read; its format",
-        "empty.jpg": "is not a picture that can be read; the file is empty",
+        "notes.png": "is not an image that can be read; its format",
+        "empty.jpg": "is not an image that can be read; the file is empty",
     }.items():
         with pytest.raises(SOTRError, match=f"{name}: .*{words}"):
             load_image(tmp_path / name)
     with pytest.raises(SOTRError, match=r"is a folder"):
         load_image(tmp_path)
-    with pytest.raises(SOTRError, match=r"^<bytes>: is not a picture .*its format") as caught:
+    with pytest.raises(SOTRError, match=r"^<bytes>: is not an image .*its format") as caught:
         load_image(b"nothing")
     assert "BytesIO" not in str(caught.value)
     with pytest.raises(SOTRError, match=r"^<bytes>: .*the file is empty"):
@@ -193,7 +272,7 @@ def test_formats_that_hold_other_pictures_do_not_smuggle_them_in(monkeypatch: py
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     iptc = field(3, 20, b"\0\x09") + field(3, 30, b"\0\x09") + field(3, 60, b"\x01\0") + field(3, 120, b"\x05")
     for smuggler in (icon, iptc + field(8, 10, program)):
-        with pytest.raises(SOTRError, match="is not a picture that can be read; its format is none"):
+        with pytest.raises(SOTRError, match="is not an image that can be read; its format is none"):
             load_image(smuggler)
 
 
@@ -236,13 +315,32 @@ def test_list_images_takes_files_folders_and_globs_once_each_in_order(tmp_path: 
     assert listed("**/*.tif") == ["sub/c.tif"]
 
 
+def test_folders_of_copies_are_passed_over_and_every_readable_ending_is_taken(tmp_path: Path) -> None:
+    copies = [
+        ".ipynb_checkpoints/a-checkpoint.png",
+        ".Trash/b.png",
+        "__MACOSX/c.png",
+        "sub/.thumbnails/d.png",
+        "._e.png",
+    ]
+    taken = [f"sub/a{suffix}" for suffix in (".jfif", ".pnm", ".mpo", ".j2k", ".apng", ".PNG", ".Tif")]
+    for name in copies + taken:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert {str(path.relative_to(tmp_path)) for path in list_images([tmp_path])} == set(taken)
+    assert {str(path.relative_to(tmp_path)) for path in list_images([tmp_path / "**" / "*"])} == set(taken)
+    assert list_images([tmp_path / "__MACOSX"]) == [tmp_path / "__MACOSX/c.png"]  # it was asked for
+
+
 def test_list_images_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for inputs, words in (
-        ([], "no pictures given"),
-        ([tmp_path / "empty"], "empty: the folder holds no pictures"),
-        ([tmp_path / "*.png"], "the pattern matches no pictures"),
+        ([], "no images given"),
+        ([tmp_path / "empty"], "empty: the folder holds no images"),
+        ([tmp_path / "*.png"], "the pattern matches no images"),
         ([tmp_path / "x.png"], "x.png: no such file"),
+        (["a" * 5000], "a: no such file or folder"),
+        (["a\0b.png"], "b.png: no such file or folder"),
     ):
         with pytest.raises(SOTRError, match=words):
             list_images(inputs)

@@ -121,7 +121,7 @@ def test_pad_batch_pads_with_zeros_after_normalisation() -> None:
     assert torch.equal(batch[1, :, :10, :65], wide)
     assert batch.sum() == small.sum() + wide.sum()
     assert pad_batch([small], divisor=1).shape == (1, 3, 20, 30)
-    with pytest.raises(SOTRError, match="at least one picture"):
+    with pytest.raises(SOTRError, match="at least one image"):
         pad_batch([])
 
 

@@ -205,7 +205,7 @@ def test_no_pictures_and_a_picture_of_another_size(data: Path, random_model: str
     with pytest.raises(SOTRError, match=r"1\.png"):
         evaluate(data, random_model, device="cpu", quiet=True)
     write(data, [], [], truth["categories"])
-    with pytest.raises(SOTRError, match="pictures"):
+    with pytest.raises(SOTRError, match="images"):
         evaluate(data, random_model, device="cpu", quiet=True)
 
 

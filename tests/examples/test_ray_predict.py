@@ -37,7 +37,7 @@ def save_pictures(folder: Path) -> Path:
 
 def assert_rows(rows: dict[str, dict[str, Any]], pictures: Path) -> None:
     assert sorted(rows) == ["0.png", "1.png", "2.png", "text.png"]
-    assert "is not a picture that can be read" in rows["text.png"]["error"]
+    assert "is not an image that can be read" in rows["text.png"]["error"]
     model = sotr.load("nuclei")
     for seed in range(3):
         row = rows[f"{seed}.png"]

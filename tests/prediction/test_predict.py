@@ -233,7 +233,7 @@ def test_a_table_of_pictures_is_capped_and_totalled(
     ("arguments", "message"),
     [
         ({"pictures": ["nowhere/*.png"]}, "nowhere"),
-        ({"pictures": []}, "no pictures"),
+        ({"pictures": []}, "no images"),
         ({"score": -0.1}, "score is -0.1"),
         ({"max_objects": 0}, "max_objects"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -189,7 +189,7 @@ def test_frames_in_tiles(tmp_path: Path) -> None:
 def test_masks_of_a_video_are_refused(tmp_path: Path) -> None:
     clip = render(tmp_path / "clip.avi", "MJPG", frames=1)
     for settings in ({"masks": True}, {"csv": True}):
-        with pytest.raises(SOTRError, match=r"masks and csv are of pictures; .*frames\.jsonl"):
+        with pytest.raises(SOTRError, match=r"are of images; .*frames\.jsonl"):
             predict([clip], Blobs(), tmp_path / "out", **settings)
 
 

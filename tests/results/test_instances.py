@@ -159,7 +159,7 @@ def test_supervision(three: Instances) -> None:
         ({"scores": [0.5]}, "as many scores as labels"),
         ({"scores": [0.5, float("nan")]}, "not a finite number"),
         ({"category_ids": [1]}, "3 class names do not match 1 category ids"),
-        ({"image_size": (4, 6)}, "a mask of 4 x 5 .* does not fit a picture of 4 x 6"),
+        ({"image_size": (4, 6)}, "a mask of 4 x 5 .* does not fit an image of 4 x 6"),
         ({"rles": [{"size": [4, 5], "counts": "zzzz"}] * 2}, "a mask's RLE is damaged"),
         ({"rles": [{"size": [4, 5], "counts": "\u4e2d"}] * 2}, "a mask's RLE is damaged"),
         ({"rles": [{"size": [4, 5], "counts": "23"}] * 2}, "add up to 5, not to 4 x 5"),

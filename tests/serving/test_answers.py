@@ -4,7 +4,6 @@ import base64
 import io
 import json
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,12 +25,6 @@ def instances_of(masks_IHW: np.ndarray) -> Instances:
     return Instances.from_masks(np.full(len(masks_IHW), 0.5), np.zeros(len(masks_IHW)), masks_IHW, ["x"], [7])
 
 
-def without_holes(mask_HW: np.ndarray) -> np.ndarray:
-    """The mask with its holes filled: background that no path along pixels' edges joins with the outside."""
-    _, parts = cv2.connectedComponents(np.pad(~mask_HW, 1, constant_values=True).astype(np.uint8), connectivity=4)
-    return (parts != parts[0, 0])[1:-1, 1:-1]
-
-
 @settings(deadline=None)
 @given(some_masks)
 def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
@@ -43,7 +36,7 @@ def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
             assert found["segmentation"] == []
             continue
         parts = coco_mask.frPyObjects(found["segmentation"], height, width)
-        assert np.array_equal(coco_mask.decode(coco_mask.merge(parts)).astype(bool), without_holes(mask_HW))
+        assert np.array_equal(coco_mask.decode(coco_mask.merge(parts)).astype(bool), mask_HW)
 
 
 @settings(deadline=None)

@@ -37,7 +37,7 @@ JPEG = encode(Image.fromarray(NOISE), "JPEG")
 
 BAD_BODIES = {
     "empty": (b"", 400, "empty_body", "the body is empty"),
-    "text": (b"not a picture at all\n" * 9, 422, "unreadable_picture", "not a picture that can be read"),
+    "text": (b"not a picture at all\n" * 9, 422, "unreadable_picture", "not an image that can be read"),
     "truncated": (JPEG[: len(JPEG) // 2], 422, "unreadable_picture", "damaged"),
     "bomb": (bomb(40_000), 413, "picture_too_large", "1600 megapixels, over the limit of 25; cut or shrink it"),
     "bomb inside the limit": (bomb(4_000), 422, "unreadable_picture", "damaged"),

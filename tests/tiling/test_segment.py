@@ -102,7 +102,8 @@ def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> N
 @pytest.mark.slow
 def test_a_mosaic_of_6000_by_6000(tmp_path: Path) -> None:
     """Prints what docs/predict.md states: run it with -s."""
-    tifffile = pytest.importorskip("tifffile", reason="needs tifffile: pip install 'sotr[tiff]'")
+    import tifffile
+
     model = sotr.load("nuclei")
     pictures = [cells(seed, 1000, 25) for seed in range(36)]
     alone = [model.predict(picture, score=0.3) for picture, _ in pictures]

@@ -108,7 +108,7 @@ def test_harmless_findings_are_counted(
         train(str(data), model="sotr-nano", suggest=False, out=str(tmp_path / "run"), device="cpu")
     said = " ".join(capsys.readouterr().err.split())
     assert "data: objects whose cells all go to smaller ones" in said
-    assert "data: validation pictures that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
+    assert "data: validation images that are in training, too: 1 (val: val_000000.jpg); AP will be" in said
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     with pytest.raises(SOTRError) as caught:
         train(**settings | {"workers": 1}, out=str(tmp_path / "run"))
     message = str(caught.value)
-    assert "a process that loads pictures died" in message
+    assert "a process that loads images died" in message
     assert f"it last opened {Path(settings['data']) / 'images' / 'train_5.png'};" in message
     assert "\n" not in message
 

@@ -20,10 +20,10 @@ SMALLEST = 3 * MASK_STRIDE
 """Pixels that the side of all but a tenth of the objects should have: three of the mask's own."""
 
 CLEAR = 3 * SMALLEST
-"""Objects of this side lose nothing when their picture is not enlarged."""
+"""Objects of this side lose nothing when their image is not enlarged."""
 
 LARGER = 1.5
-"""The picture is not made larger than this, relative to the preset: that would be 2.25 times the work."""
+"""The image is not made larger than this, relative to the preset: that would be 2.25 times the work."""
 
 SMALLER = 0.5
 """Nor smaller than this."""
@@ -38,10 +38,10 @@ LOST = 0.05
 """Share of the objects that may lose all their cells to smaller ones before grids are made finer."""
 
 STEPS = 25
-"""Steps that an epoch should have: a network learns by steps, and few pictures in large batches make few of them."""
+"""Steps that an epoch should have: a network learns by steps, and few images in large batches make few of them."""
 
 LEAST_BATCH = 4
-"""Pictures below which a batch is not made smaller for the sake of steps."""
+"""Images below which a batch is not made smaller for the sake of steps."""
 
 MEMORY = 0.7
 """Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
@@ -50,7 +50,7 @@ BESIDES = 0.25
 """What training needs beside the layers' outputs, as a share of them, which autograd alone about keeps."""
 
 _PICTURES = 2000
-"""Pictures that the advice looks at, evenly spread."""
+"""Images that the advice looks at, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def suggest(
 
     Args:
         config: the preset, for the classes of the data.
-        batch_size: what the recipe has; few pictures and memory may make it smaller, never larger, for the learning
+        batch_size: what the recipe has; few images and memory may make it smaller, never larger, for the learning
             rate goes with it.
             None leaves it alone, for somebody has chosen it.
         fixed_size: leave the image size alone, for somebody has chosen it.
@@ -90,7 +90,7 @@ def suggest(
 
 
 def mirroring(class_names: Sequence[str]) -> str | None:
-    """Why pictures of these classes must not be mirrored: one that is called left has a counterpart on the right, which
+    """Why images of these classes must not be mirrored: one that is called left has a counterpart on the right, which
     it would look like. None if there is no such pair."""
     names = set(class_names)
     sided = [name for name in class_names if (other := _other_side(name)) != name and other in names]
@@ -119,7 +119,7 @@ def _image_size(objects: Objects, config: SOTRConfig, reasons: list[str]) -> SOT
         reason = f"a tenth of the objects would be smaller than {small:.0f} px, and masks have blocks of {MASK_STRIDE}"
     elif edge < config.image_size and native >= CLEAR:
         wanted = max(edge, config.image_size * SMALLER)
-        reason = f"the pictures' shortest edge is {edge:.0f} px, and their objects are large enough as they are"
+        reason = f"the images' shortest edge is {edge:.0f} px, and their objects are large enough as they are"
     else:
         return config
     size = math.ceil(wanted / INPUT_DIVISOR) * INPUT_DIVISOR
@@ -180,10 +180,10 @@ def fitting_batch_size(
     asked, batch_size = batch_size, min(batch_size, max(LEAST_BATCH, len(data) // STEPS))
     if batch_size < asked:
         reasons.append(
-            f"batch size {batch_size} instead of {asked}: {len(data)} pictures would make only "
+            f"batch size {batch_size} instead of {asked}: {len(data)} images would make only "
             f"{math.ceil(len(data) / asked)} step{'s' if len(data) > asked else ''} an epoch"
         )
-    # Batches are padded to their largest picture: that of nine in ten.
+    # Batches are padded to their largest image: that of nine in ten.
     sizes = np.quantile(input_sizes(data.sizes_N2, config), 0.9, axis=0)
     height, width = (math.ceil(side / INPUT_DIVISOR) * INPUT_DIVISOR for side in sizes)
     each, free = picture_memory(config, height, width), free_memory(device)
@@ -191,7 +191,7 @@ def fitting_batch_size(
     if fitting >= batch_size:
         return batch_size
     reasons.append(
-        f"batch size {fitting} instead of {batch_size}: a picture takes about {each / 2**30:.1f} GiB to train on, "
+        f"batch size {fitting} instead of {batch_size}: an image takes about {each / 2**30:.1f} GiB to train on, "
         f"and {device} has {free / 2**30:.1f} GiB"
     )
     return fitting
@@ -199,7 +199,7 @@ def fitting_batch_size(
 
 @lru_cache
 def picture_memory(config: SOTRConfig, height: int, width: int) -> int:
-    """About how many bytes training takes for each picture of this size (multiples of 32), in single precision.
+    """About how many bytes training takes for each image of this size (multiples of 32), in single precision.
 
     Counted are the outputs of all layers, which the way back needs, and a share for gradients and what operations keep
     besides; nothing is computed.

@@ -2,20 +2,17 @@
 
 import json as jsonlib
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from sotr.config import PRESETS, SOTRConfig
-from sotr.curation.checks import CheckedSplit, check_split, check_splits, fit_findings
-from sotr.curation.findings import Finding
-from sotr.curation.image_files import open_pictures
+from sotr.curation.checks import fit_findings, look_over
 from sotr.curation.page import write_page
 from sotr.curation.repair import write_repaired
 from sotr.curation.summary import DataReport, show_report, summarize
-from sotr.data.coco import locate_data, read_coco
-from sotr.data.parse import Flaw
-from sotr.errors import SOTRError
+from sotr.data.layouts import locate_data
 from sotr.model.files import read_architecture
 from sotr.model.segmenter import choose_device, load
 
@@ -35,7 +32,7 @@ def check_data(
 ) -> DataReport:
     """Look a COCO data set over: what is wrong with it, what is in it, and which settings suit it.
 
-    All annotations are checked and all pictures decoded. Of what is found, harmful things stop a training at once, with
+    All annotations are checked and all images decoded. Of what is found, harmful things stop a training at once, with
     exit code 1 here; harmless ones only make it warn.
 
     Args:
@@ -44,12 +41,12 @@ def check_data(
             objects are held against.
         train_json: Annotation file to train on, if `data` has another layout.
         val_json: Annotation file to validate on, if `data` has another layout.
-        images: Folder of the pictures, if `data` has another layout.
+        images: Folder of the images, if `data` has another layout.
         fix: New folder for a repaired copy; what is changed is listed.
-        report: File for one HTML page of plots, findings and sample pictures.
+        report: File for one HTML page of plots, findings and sample images.
         json: Print one JSON object instead of tables.
         device: Whose memory the advice is for: auto, cpu, cuda, cuda:1 or mps.
-        workers: Processes that decode pictures; default one per CPU core, up to 16.
+        workers: Processes that decode images; default one per CPU core, up to 16.
         quiet: Print nothing but errors (and JSON, if asked for).
 
     Returns:
@@ -60,18 +57,8 @@ def check_data(
     """
     located = locate_data(data, train_json=train_json, val_json=val_json, images=images)
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
-    checked: dict[str, CheckedSplit] = {}
-    findings: list[Finding] = []
-    for split, (json_path, images_dir) in located.items():
-        flaws: list[Flaw] = []
-        try:
-            dataset = read_coco(json_path, images_dir, flaws)
-        except SOTRError as error:
-            findings.append(Finding("file", str(error), split))
-            continue
-        checked[split] = check_split(split, dataset, open_pictures(dataset, console, workers), flaws)
-        findings += checked[split].findings
-    findings += check_splits(checked)
+    look = partial(look_over, console=console, workers=workers)
+    checked, findings = look(located)
 
     if model in PRESETS:
         config = SOTRConfig.preset(model)
@@ -83,14 +70,14 @@ def check_data(
             findings += fit_findings(split, part, config)
     result = DataReport(findings, *summarize(checked, config, advised_device))
     if json:
-        sys.stdout.write(jsonlib.dumps(result.to_json(), ensure_ascii=False) + "\n")
+        sys.stdout.write(jsonlib.dumps(result.to_json()) + "\n")
     elif not quiet:
         show_report(result, data, model, Console(highlight=False, markup=False))
     if report is not None:
         write_page(Path(report), data, model, result, checked)
         console.print(f"the report is in {report}", soft_wrap=True)
     if fix is not None:
-        for line in write_repaired(Path(fix), located, findings):
+        for line in write_repaired(Path(fix), located, lambda splits: look(splits)[1]):
             console.print(line, soft_wrap=True)
         console.print(f"the repaired copy is in {fix}", soft_wrap=True)
     return result

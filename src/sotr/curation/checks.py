@@ -13,13 +13,15 @@ from sotr.config import SOTRConfig
 from sotr.curation.findings import KINDS, Finding, by_kind, counted
 from sotr.curation.grids import Objects, fit_to_grids, objects_of
 from sotr.curation.image_files import Pictures, identical_pairs, open_pictures, similar_pairs
-from sotr.data.coco import CocoDataset, category_difference
+from sotr.data.coco import CocoDataset, category_difference, read_coco
+from sotr.data.images import is_file
+from sotr.data.layouts import Located
 from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
 
 SAME_OBJECT = 0.9
-"""Two objects of a picture whose masks overlap by this IoU are one object labelled twice."""
+"""Two objects of an image whose masks overlap by this IoU are one object labelled twice."""
 
 AREA_OFF = 0.1
 """An area is wrong if it differs from the mask's by this share, and by 16 pixels; polygons are not exact."""
@@ -33,10 +35,42 @@ class CheckedSplit:
     """A split that could be read, and what was found in it."""
 
     data: CocoDataset
-    """Without what is harmful in its annotations; all pictures are listed, readable or not."""
+    """Without what is harmful in its annotations; all images are listed, readable or not."""
     pictures: Pictures
     objects: Objects
     findings: list[Finding]
+
+
+def look_over(
+    located: Located, console: Console, workers: int | None = None
+) -> tuple[dict[str, CheckedSplit], list[Finding]]:
+    """All that is wrong with the splits of a data set, and those of them that can be read.
+
+    Args:
+        located: the annotation file and the images of each split.
+        console: shows the progress.
+        workers: processes that decode images.
+    """
+    checked: dict[str, CheckedSplit] = {}
+    findings: list[Finding] = []
+    for split, (json_path, images_dir) in located.items():
+        flaws: list[Flaw] = []
+        try:
+            dataset = read_coco(json_path, images_dir, flaws)
+        except SOTRError as error:
+            findings.append(Finding("file", str(error), split))
+            continue
+        if not len(dataset):
+            findings += [_of_flaw(flaw, split) for flaw in flaws]
+            findings.append(Finding("no images", f"{json_path}: none of its images can be used; correct them", split))
+            continue
+        checked[split] = check_split(split, dataset, open_pictures(dataset, console, workers), flaws)
+        findings += checked[split].findings
+    return checked, findings + check_splits(checked)
+
+
+def _of_flaw(flaw: Flaw, split: str) -> Finding:
+    return Finding(flaw.kind, str(flaw), split, flaw.file, flaw.image_id, flaw.annotation_id)
 
 
 def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequence[Flaw] = ()) -> CheckedSplit:
@@ -48,7 +82,7 @@ def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequen
         pictures: its files.
         flaws: what could not be read.
     """
-    found = [Finding(f.kind, str(f), split, f.file, f.image_id, f.annotation_id) for f in flaws]
+    found = [_of_flaw(flaw, split) for flaw in flaws]
     objects = objects_of(data)
     found += _picture_findings(split, data, pictures)
     found += _annotation_findings(split, data)
@@ -67,7 +101,7 @@ def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequen
 
 
 def check_splits(splits: Mapping[str, CheckedSplit]) -> list[Finding]:
-    """What is wrong between training and validation pictures."""
+    """What is wrong between training and validation images."""
     if not {"train", "val"} <= set(splits):
         return []
     train, val = splits["train"], splits["val"]
@@ -79,8 +113,8 @@ def check_splits(splits: Mapping[str, CheckedSplit]) -> list[Finding]:
     thumbnails = np.concatenate([train.pictures.thumbnails_NP, val.pictures.thumbnails_NP])
     found = []
     for kind, pairs, like in (
-        ("shared between splits", copies, "is a copy of the training picture"),
-        ("similar across splits", _without(similar_pairs(thumbnails), copies), "looks like the training picture"),
+        ("shared between splits", copies, "is a copy of the training image"),
+        ("similar across splits", _without(similar_pairs(thumbnails), copies), "looks like the training image"),
     ):
         told: set[int] = set()
         for first, second in pairs.tolist():
@@ -117,7 +151,7 @@ def fit_findings(split: str, checked: CheckedSplit, config: SOTRConfig) -> list[
 def verify(
     splits: Mapping[str, CocoDataset], config: SOTRConfig, console: Console, processes: int | None = None
 ) -> list[Finding]:
-    """What `sotr train` does before it starts: open all pictures, say what is harmless, stop at what is harmful.
+    """What `sotr train` does before it starts: open all images, say what is harmless, stop at what is harmful.
 
     Args:
         splits: train, and perhaps val, as `load_coco` read them.
@@ -153,7 +187,7 @@ def _picture_findings(split: str, data: CocoDataset, pictures: Pictures) -> list
     for i in np.flatnonzero(odd).tolist():
         name, image_id, (height, width) = data.file_names[i], int(data.image_ids[i]), recorded[i].tolist()
         where = f"{data.json_path}: image {image_id}"
-        if not data.path(i).is_file():
+        if not is_file(data.path(i)):
             kind, message = "missing", f"{where}: {data.path(i)} is missing; add the file or drop the image"
         elif not readable[i]:
             kind, message = "unreadable", f"{where}: {pictures.errors[i]}; or drop the image from the JSON"
@@ -165,6 +199,9 @@ def _picture_findings(split: str, data: CocoDataset, pictures: Pictures) -> list
                 f"{width} x {height}{turned}; correct the width and height there, and the masks"
             )
         found.append(Finding(kind, message, split, name, image_id))
+    for i, name in data.mended.items():
+        message = f"{data.json_path}: image {data.image_ids[i]}: {name!r} was found as {data.path(i)}"
+        found.append(Finding("file name", message, split, data.file_names[i], int(data.image_ids[i])))
     for i in np.flatnonzero(per_picture == 0).tolist():
         message = f"{data.path(i)} has no annotations; fine if there is nothing to see, else label it"
         found.append(Finding("empty picture", message, split, data.file_names[i], int(data.image_ids[i])))
@@ -178,8 +215,8 @@ def _annotation_findings(split: str, data: CocoDataset) -> list[Finding]:
     off = np.abs(data.areas - pixels) > np.maximum(16, AREA_OFF * pixels)
     found = []
     for kind, which, what in (
-        ("empty mask", empty, "covers no pixel of its picture; draw it again or drop it"),
-        ("outside", data.outside & ~empty, "has a polygon that leaves its picture; what is outside is cut off"),
+        ("empty mask", empty, "covers no pixel of its image; draw it again or drop it"),
+        ("outside", data.outside & ~empty, "has a polygon that leaves its image; what is outside is cut off"),
         (
             "crowd polygon",
             data.iscrowd & data.polygons,
@@ -206,7 +243,7 @@ def _pixels(data: CocoDataset) -> NDArray[np.int64]:
 
 
 def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
-    """Objects of a picture that are labelled twice, perhaps as different classes; crowds aside."""
+    """Objects of an image that are labelled twice, perhaps as different classes; crowds aside."""
     pictures = np.repeat(np.arange(len(data)), np.diff(data.offsets))
     rows = np.flatnonzero((data.boxes[:, 2] > 0) & ~data.iscrowd)
     boxes = np.asarray(data.boxes)[rows]
@@ -240,7 +277,7 @@ def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
 
 def _class_findings(split: str, data: CocoDataset, objects: Objects) -> list[Finding]:
     if not len(objects.rows_A):
-        if split != "train":  # odd, but it breaks nothing: each picture has been told of
+        if split != "train":  # odd, but it breaks nothing: each image has been told of
             return []
         message = f"{data.json_path}: has no object to learn; label some (crowds are not learnt)"
         return [Finding("no objects", message, split)]
@@ -261,5 +298,5 @@ def _class_findings(split: str, data: CocoDataset, objects: Objects) -> list[Fin
 
 
 def _without(pairs: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The pairs whose second picture is none of the others' second ones: these have been told already."""
+    """The pairs whose second image is none of the others' second ones: these have been told already."""
     return pairs[~np.isin(pairs[:, 1], others[:, 1])] if len(pairs) else pairs

@@ -20,34 +20,36 @@ KINDS = {
     "file": Kind(True, "annotation files that cannot be read", "export them again"),
     "categories": Kind(True, "splits with different categories", "give both splits the same list of categories"),
     "category": Kind(True, "damaged categories", "give each an id of its own and a name"),
-    "entry": Kind(True, "entries with missing or ill-typed values", "correct them, or drop them with --fix"),
-    "missing": Kind(True, "pictures that are not there", "add the files, or drop the entries with --fix"),
-    "unreadable": Kind(True, "pictures that cannot be decoded", "replace the files, or drop the entries with --fix"),
-    "size": Kind(True, "pictures of another size than recorded", "correct width, height and masks, or use --fix"),
-    "duplicate picture": Kind(True, "pictures listed twice", "list each once, or use --fix"),
+    "entry": Kind(True, "entries with missing or ill-typed values", "correct them, or use --fix"),
+    "missing": Kind(True, "images that are not there", "add the files, or drop the entries with --fix"),
+    "unreadable": Kind(True, "images that cannot be decoded", "replace the files, or drop the entries with --fix"),
+    "size": Kind(True, "images of another size than recorded", "correct width, height and masks, or use --fix"),
+    "duplicate picture": Kind(True, "images listed twice", "list each once, or use --fix"),
     "duplicate id": Kind(True, "annotation ids that occur twice", "give each an id of its own, or use --fix"),
-    "unknown picture": Kind(True, "annotations of pictures that are not listed", "add the pictures, or use --fix"),
+    "unknown picture": Kind(True, "annotations of images that are not listed", "add the images, or use --fix"),
     "unknown category": Kind(True, "annotations of categories that are not listed", "add them, or use --fix"),
     "no mask": Kind(True, "annotations without a mask", "add polygons or an RLE, or drop them with --fix"),
     "polygon": Kind(True, "broken polygons", "correct them, or use --fix"),
     "rle": Kind(True, "broken run-length encodings", "encode the masks again, or drop them with --fix"),
-    "far outside": Kind(True, "polygons far outside of their picture", "correct them, or drop them with --fix"),
+    "far outside": Kind(True, "polygons far outside of their image", "correct them, or use --fix"),
     "iscrowd": Kind(True, "iscrowd that is neither 0 nor 1", "correct it, or use --fix"),
+    "no images": Kind(True, "splits without an image that can be used", "correct the entries of the images"),
     "no objects": Kind(True, "splits without an object to learn", "label objects; crowds are not learnt"),
+    "file name": Kind(False, "images found by a part of their names", "write the names of the files with --fix"),
     "empty mask": Kind(False, "annotations that cover no pixel, which are not trained on", "drop them with --fix"),
-    "outside": Kind(False, "polygons that leave their picture and are cut off", "cut them with --fix"),
+    "outside": Kind(False, "polygons that leave their image and are cut off", "cut them with --fix"),
     "area": Kind(False, "areas that are not the mask's", "recompute them with --fix"),
     "duplicate object": Kind(False, "objects labelled twice", "keep one of them, or use --fix"),
     "crowd polygon": Kind(False, "crowds given as polygons", "set iscrowd to 0 if it is one object"),
     "mostly crowds": Kind(False, "classes of which crowds are the most", "set iscrowd to 0: crowds are not learnt"),
-    "empty picture": Kind(False, "pictures without objects", "fine if there is nothing to see; else label them"),
-    "identical pictures": Kind(False, "pictures that are copies of others", "keep one of each, or use --fix"),
-    "similar pictures": Kind(False, "pictures that look like others", "keep one of each if they are copies"),
+    "empty picture": Kind(False, "images without objects", "fine if there is nothing to see; else label them"),
+    "identical pictures": Kind(False, "images that are copies of others", "keep one of each, or use --fix"),
+    "similar pictures": Kind(False, "images that look like others", "keep one of each if they are copies"),
     "shared between splits": Kind(
-        False, "validation pictures that are in training, too", "AP will be too good; drop them with --fix"
+        False, "validation images that are in training, too", "AP will be too good; drop them with --fix"
     ),
     "similar across splits": Kind(
-        False, "validation pictures that look like training ones", "AP may be too good; drop one of each if copies"
+        False, "validation images that look like training ones", "AP may be too good; drop one of each if copies"
     ),
     "unlearnt class": Kind(False, "classes without an object to learn", "label some, or drop the class"),
     "no level": Kind(False, "objects whose size no level learns", "choose another image size or scale_ranges"),
@@ -67,7 +69,7 @@ class Finding:
     split: str
     """train or val."""
     file: str | None = None
-    """The picture, relative to its folder."""
+    """The image, relative to its folder."""
     image_id: int | None = None
     annotation_id: int | None = None
 

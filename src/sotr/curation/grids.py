@@ -14,7 +14,7 @@ from sotr.learning.assignment import claims
 from sotr.masks import run_lengths as rle
 
 _CHUNK = 20_000
-"""Objects that are looked at together, whole pictures at a time."""
+"""Objects that are looked at together, whole images at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Objects:
     centers_A2: NDArray[np.float64]
     """Centres of mass, (x, y)."""
     sizes_N2: NDArray[np.int64]
-    """Height and width of every picture of the data set, with objects or without."""
+    """Height and width of every image of the data set, with objects or without."""
 
     @property
     def sides_A(self) -> NDArray[np.float64]:
@@ -37,7 +37,7 @@ class Objects:
         return np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]).astype(np.float64))
 
     def of_pictures(self, wanted: NDArray[np.int64]) -> "Objects":
-        """The objects of some pictures."""
+        """The objects of some images."""
         kept = np.isin(self.pictures_A, wanted)
         return Objects(
             self.rows_A[kept], self.pictures_A[kept], self.boxes_A4[kept], self.centers_A2[kept], self.sizes_N2
@@ -66,7 +66,7 @@ class Fit:
 
 
 def objects_of(data: CocoDataset) -> Objects:
-    """Boxes and centres of mass of a data set's objects."""
+    """Boxes and centers of mass of a data set's objects."""
     pictures = np.repeat(np.arange(len(data)), np.diff(data.offsets))
     rows = np.flatnonzero((data.boxes[:, 2] > 0) & ~data.iscrowd)
     centers: list[NDArray[np.float64]] = [np.zeros((0, 2))]
@@ -81,7 +81,7 @@ def objects_of(data: CocoDataset) -> Objects:
 
 
 def input_sizes(sizes_N2: NDArray[np.int64], config: SOTRConfig) -> NDArray[np.int64]:
-    """(h, w) of each picture after preprocessing, without padding."""
+    """(h, w) of each image after preprocessing, without padding."""
     kinds, kind_of = np.unique(sizes_N2, axis=0, return_inverse=True)
     resized = [resized_size(int(h), int(w), config.image_size, config.max_image_size) for h, w in kinds]
     return np.array(resized, np.int64).reshape(-1, 2)[kind_of.reshape(-1)]
@@ -118,7 +118,7 @@ def fit_to_grids(objects: Objects, config: SOTRConfig) -> Fit:
 
 
 def _chunks(pictures_A: NDArray[np.int64]) -> Iterator[slice]:
-    """Slices of about `_CHUNK` objects that never part the objects of a picture."""
+    """Slices of about `_CHUNK` objects that never part the objects of an image."""
     first = 0
     while first < len(pictures_A):
         last = min(first + _CHUNK, len(pictures_A)) - 1

@@ -1,4 +1,4 @@
-"""Every picture of a data set opened once: can it be decoded, how large is it, which others look like it?"""
+"""Every image of a data set opened once: can it be decoded, how large is it, which others look like it?"""
 
 import hashlib
 import os
@@ -26,13 +26,13 @@ SIDE = 16
 """Pixels per side of a thumbnail."""
 
 SIMILAR = 1.5
-"""Thumbnails that differ by no more grey levels than this, on average, are of the same picture."""
+"""Thumbnails that differ by no more grey levels than this, on average, are of the same image."""
 
 FLAT = 4
 """Thumbnails of less contrast than this, as a standard deviation of grey levels, are like nothing."""
 
-_ALONE_UP_TO = 32
-"""So many pictures are opened before other processes would have been started."""
+ALONE_UP_TO = 32
+"""So many images are opened before other processes would have been started."""
 
 _MOST_PROCESSES = 16
 _BITS, _BANDS, _REACH = 56, 4, 8
@@ -53,7 +53,7 @@ class Pictures:
 
 
 def open_pictures(data: CocoDataset, console: Console, processes: int | None = None) -> Pictures:
-    """Decode all pictures of a data set in parallel, but for those that have not changed since the last time.
+    """Decode all images of a data set in parallel, but for those that have not changed since the last time.
 
     Args:
         console: shows a progress bar.
@@ -87,7 +87,7 @@ def open_pictures(data: CocoDataset, console: Console, processes: int | None = N
                 arrays["thumbnails"][row],
             )
     if todo:
-        with progress_bar(f"opening the pictures of {data.json_path.name}", len(todo), console) as advance:
+        with progress_bar(f"opening the images of {data.json_path.name}", len(todo), console) as advance:
             for i, (size, digest, thumbnail, error) in zip(
                 todo, _in_parallel([data.path(i) for i in todo], processes), strict=True
             ):
@@ -121,21 +121,21 @@ def _in_parallel(paths: list[Path], processes: int | None) -> Iterator[_Opened]:
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
         processes = min(cores, _MOST_PROCESSES)
-    if processes < 2 or len(paths) <= _ALONE_UP_TO:
-        yield from map(_open, paths)
+    if processes < 2 or len(paths) <= ALONE_UP_TO:
+        yield from map(open_file, paths)
         return
     # As PyTorch's loaders do: where forking is the system's way, nothing needs to be imported again.
     context = get_context("fork") if os.name == "posix" and os.uname().sysname == "Linux" else get_context("spawn")
     done = 0
     pool = ProcessPoolExecutor(processes, context, initializer=_leave_interrupts_to_main)
     try:
-        for opened in pool.map(_open, paths, chunksize=8):
+        for opened in pool.map(open_file, paths, chunksize=8):
             yield opened
             done += 1
     except BrokenProcessPool:
         near = ", ".join(str(path) for path in paths[done : done + 8 * processes][:4])
         raise SOTRError(
-            f"a process that opened pictures died, of a damaged file or of want of memory, near {near}; "
+            f"a process that opened images died, of a damaged file or of want of memory, near {near}; "
             "move these away to find out which"
         ) from None
     finally:
@@ -147,7 +147,7 @@ def _leave_interrupts_to_main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _open(path: Path) -> _Opened:
+def open_file(path: Path) -> _Opened:
     nothing = np.zeros(SIDE * SIDE, np.uint8)
     try:
         with path.open("rb") as file:
@@ -179,7 +179,7 @@ def identical_pairs(digests_N: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def similar_pairs(thumbnails_NP: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(pairs, 2), each ascending: pictures that look alike, such as one picture saved in two ways or sizes.
+    """(pairs, 2), each ascending: images that look alike, such as one image saved in two ways or sizes.
 
     Candidates agree in one of four parts of a hash of the thumbnail's gradients, and are then compared pixel by pixel,
     relative to their contrast.

@@ -1,4 +1,4 @@
-"""A checked data set as one self-contained HTML page: numbers, plots, findings and sample pictures."""
+"""A checked data set as one self-contained HTML page: numbers, plots, findings and sample images."""
 
 import base64
 import io
@@ -19,13 +19,13 @@ from sotr.errors import SOTRError
 from sotr.files import atomic_write
 
 SAMPLES, MARKED = 8, 4
-"""Sample pictures of each split, and pictures for each kind of finding."""
+"""Sample images of each split, and images for each kind of finding."""
 
 MOST_FINDINGS = 200
 """Findings of a kind that are listed; the rest is counted."""
 
 LONGEST = 480
-"""Longest edge of a sample picture, in pixels."""
+"""Longest edge of a sample image, in pixels."""
 
 
 def write_page(path: Path, data: str, model: str, report: DataReport, checked: Mapping[str, CheckedSplit]) -> None:
@@ -63,7 +63,7 @@ def _numbers(report: DataReport) -> str:
         ("classes with objects", lambda s: f"{sum(n > 0 for n in s['classes'].values())} of {len(s['classes'])}"),
         ("width, px", lambda s: _range(s["widths"])),
         ("height, px", lambda s: _range(s["heights"])),
-        ("objects per picture", lambda s: _range(s["objects_per_picture"])),
+        ("objects per image", lambda s: _range(s["objects_per_picture"])),
         ("object side, px", lambda s: _range(s["object_sides"])),
     ]
     head = "".join(f"<th>{split}</th>" for split in report.splits)
@@ -105,10 +105,10 @@ def _plots(report: DataReport, checked: Mapping[str, CheckedSplit], model: str) 
         split: np.bincount(part.objects.pictures_A, minlength=len(part.data)).astype(np.float64)
         for split, part in checked.items()
     }
-    figures.append(histogram("Objects per picture", per_picture))
+    figures.append(histogram("Objects per image", per_picture))
     figures.append(
         scatter(
-            "Width and height of the pictures, px",
+            "Width and height of the images, px",
             {split: np.asarray(part.data.sizes_N2)[:, ::-1] for split, part in checked.items()},
         )
     )
@@ -138,7 +138,7 @@ def _findings(report: DataReport, checked: Mapping[str, CheckedSplit]) -> str:
 
 
 def _pictures_of(findings: Sequence[Finding], checked: Mapping[str, CheckedSplit]) -> str:
-    """Some of the pictures that findings are about, where they can be drawn."""
+    """Some of the images that findings are about, where they can be drawn."""
     wanted = dict.fromkeys((f.split, f.file) for f in findings if f.file is not None)
     drawn: list[str] = []
     for split, name in list(wanted)[: 2 * MARKED]:

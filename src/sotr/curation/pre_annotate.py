@@ -1,44 +1,49 @@
-"""The `pre-annotate` command: predictions as a first draft for people who label pictures in Label Studio.
+"""The `pre-annotate` command: predictions as a first draft for people who label images in Label Studio.
 
 CVAT, FiftyOne, Roboflow and the like import the COCO data set that `sotr predict` writes as it is.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
+from sotr.masks.polygons import EXACT
 from sotr.results.instances import Instances
+from sotr.results.outlines import polygons_of
 
 IMAGE, LABEL = "image", "label"
-"""Names that a Label Studio project gives to its picture and to its labels; regions refer to them."""
-
-TOLERANCE = 0.7
-"""Pixels by which a polygon may leave a mask's outline, so that it has few corners to drag."""
+"""Names that a Label Studio project gives to its image and to its labels; regions refer to them."""
 
 
 def pre_annotate(
-    predictions: str | Path, out: str | Path = "label-studio.json", url: str = "", score: float = 0.0
+    predictions: str | Path,
+    out: str | Path = "label-studio.json",
+    url: str = "",
+    score: float = 0.0,
+    tolerance: float = EXACT,
 ) -> Path:
     """Turn the predictions of `sotr predict` into Label Studio's tasks with polygons to correct.
 
     Written are OUT, to be imported into a project, and beside it an .xml of the same name, the project's labelling
-    configuration. Holes in objects are filled, and parts of an object become regions of their own.
+    configuration. Parts of an object become regions of their own; a cut leads to a hole. Drawn again, the polygons are
+    the masks, unless a larger tolerance trades that for fewer corners.
 
     Args:
         predictions: predictions.json, as `sotr predict` writes it.
         out: file to write.
-        url: what to put before each picture's name to make its address, such as https://example.org/pictures/ or,
-            for Label Studio's local storage, /data/local-files/?d=pictures/
+        url: what to put before each image's name to make its address, such as https://example.org/images/ or,
+            for Label Studio's local storage, /data/local-files/?d=images/
         score: leave out objects below this score, 0..1.
+        tolerance: pixels by which a polygon may leave its mask's outline, so that it has fewer corners to drag. Up to
+            0.35 the mask stays what it is.
 
     Returns:
         The file.
@@ -49,12 +54,15 @@ def pre_annotate(
     out = Path(out)
     if not 0 <= score <= 1:
         raise SOTRError(f"score is {score}; it must lie in 0..1")
+    if not 0 <= tolerance < math.inf:
+        raise SOTRError(f"tolerance is {tolerance}; it must be 0 or more pixels")
     if out.suffix != ".json":
         raise SOTRError(f"{out}: give a name that ends in .json")
     beside = out.with_suffix(".xml")
     class_names, model, pictures = _read(Path(predictions))
     tasks = [
-        to_label_studio(instances.filter(score), url + quote(file_name), model) for file_name, instances in pictures
+        to_label_studio(instances.filter(score), url + quote(file_name), model, tolerance)
+        for file_name, instances in pictures
     ]
     labels = "".join(f"\n    <Label value={quoteattr(name)}/>" for name in class_names)
     configuration = (
@@ -72,12 +80,13 @@ def pre_annotate(
     return out
 
 
-def to_label_studio(instances: Instances, image: str, model: str) -> dict[str, Any]:
-    """One task of Label Studio: a picture's address and its objects as a prediction.
+def to_label_studio(instances: Instances, image: str, model: str, tolerance: float = EXACT) -> dict[str, Any]:
+    """One task of Label Studio: an image's address and its objects as a prediction.
 
     Args:
-        image: address of the picture.
+        image: address of the image.
         model: what to call the prediction's origin.
+        tolerance: as of `sotr.masks.polygons.polygons`.
     """
     height, width = instances.image_size
     percent = np.array([100 / width, 100 / height])
@@ -92,13 +101,13 @@ def to_label_studio(instances: Instances, image: str, model: str) -> dict[str, A
             "image_rotation": 0,
             "score": round(float(instances.scores_I[i]), 4),
             "value": {
-                "points": np.round(polygon * percent, 4).tolist(),
+                "points": np.round(polygon * percent, 9).tolist(),
                 "closed": True,
                 "polygonlabels": [instances.class_names[instances.labels_I[i]]],
             },
         }
         for i in range(len(instances))
-        for part, polygon in enumerate(_polygons(instances, i))
+        for part, polygon in enumerate(polygons_of(instances, i, tolerance))
     ]
     mean = float(instances.scores_I.mean()) if len(instances) else 0.0
     return {
@@ -107,22 +116,8 @@ def to_label_studio(instances: Instances, image: str, model: str) -> dict[str, A
     }
 
 
-def _polygons(instances: Instances, i: int) -> Iterator[NDArray[np.float64]]:
-    """The outline of each part of object i, corners x 2 in pixels."""
-    mask_hw, x, y = instances.mask_crop(i)
-    # On a finer grid an outline runs along the edges of pixels rather than through their centres.
-    fine = np.repeat(np.repeat(mask_hw.view(np.uint8), 2, 0), 2, 1)
-    contours, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    for contour in contours:
-        corners = cv2.approxPolyDP(contour, 2 * TOLERANCE, closed=True)[:, 0]
-        if len(corners) < 3:  # a part one or two pixels wide
-            left, top, w, h = cv2.boundingRect(contour)
-            corners = np.array([[left, top], [left + w, top], [left + w, top + h], [left, top + h]]) - 0.5
-        yield (corners + 0.5) / 2 + (x, y)
-
-
 def _read(path: Path) -> tuple[Sequence[str], str, list[tuple[str, Instances]]]:
-    """Class names, the model's name, and each picture's name with its objects."""
+    """Class names, the model's name, and each image's name with its objects."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {category["id"]: str(category["name"]) for category in content["categories"]}

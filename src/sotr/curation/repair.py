@@ -1,9 +1,11 @@
 """`sotr data check --fix`: a repaired copy of a data set, with an account of every change."""
 
-import json
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,50 +13,126 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from sotr.curation.findings import Finding
+from sotr.curation.normalize import normalized
+from sotr.data.coco import load_coco
 from sotr.data.images import load_image
+from sotr.data.layouts import Located
 from sotr.data.parse import Flaw, check_masks, compress, reaches_outside, read_image
 from sotr.data.stream import read_whole, show
 from sotr.errors import SOTRError
-from sotr.files import atomic_folder, link_or_copy
+from sotr.files import atomic_folder, link_or_copy, write_json
 
 SAME_SHAPE = 0.01
-"""A picture is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
+"""An image is a scaled copy of the one recorded if its sides' ratios differ by no more than this."""
+
+ROUNDS = 4
+"""Repairs one after the other, at most."""
+
+UNREADABLE = ("file", "categories", "category", "no images")
+"""Kinds of findings that need judgement before anything can be repaired."""
+
+REPAIRED = frozenset(
+    {
+        *("entry", "missing", "unreadable", "size", "duplicate picture", "duplicate id", "unknown picture"),
+        *("unknown category", "no mask", "polygon", "rle", "far outside", "iscrowd", "empty mask", "outside", "area"),
+        *("duplicate object", "crowd polygon", "identical pictures", "shared between splits", "file name"),
+    }
+)
+"""Kinds of findings that are repaired."""
 
 ORIENTATION = 0x0112
-"""EXIF's number for how a picture is to be turned."""
+"""EXIF's number for how an image is to be turned."""
 
 
-def write_repaired(out: Path, located: Mapping[str, tuple[Path, Path]], findings: Sequence[Finding]) -> Iterator[str]:
-    """Write a copy of a data set without what was found to be wrong with it, as far as that needs no judgement.
+Look = Callable[[Located], Sequence[Finding]]
+"""Finds what is wrong with splits."""
 
-    The copy has the plain layout: train.json, val.json and images/SPLIT/. Pictures are hard links where the file system
-    allows them, and copies elsewhere. Masks that are sound stay as they are; pictures without objects, pictures that
-    look alike, and classes stay, too.
 
-    Yields:
+def write_repaired(out: Path, located: Located, look: Look) -> list[str]:
+    """Write a copy of a data set without what is wrong with it, as far as that needs no judgement.
+
+    The copy has the plain layout: train.json, val.json and images/SPLIT/. Images are hard links where the file system
+    allows them, and copies elsewhere. Masks that are sound stay as they are; images without objects, images that
+    look alike, and classes stay, too. What a repair brings to light is repaired as well.
+
+    Args:
+        out: new folder.
+        located: the annotation file and the images of each split.
+        look: finds what is wrong with them.
+
+    Returns:
         One line for each change.
 
     Raises:
-        SOTRError: an annotation file cannot be read at all, or `out` is there already.
+        SOTRError: what is wrong needs judgement, nothing would be left, or `out` is there already. Nothing is written.
     """
-    unreadable = [finding for finding in findings if finding.kind in ("file", "categories", "category")]
-    if unreadable:
-        raise SOTRError(f"{unreadable[0].message}; that needs your judgement, so nothing is repaired")
-    with atomic_folder(out) as folder:
+    changes: list[str] = []
+    with atomic_folder(out) as folder, TemporaryDirectory(dir=folder.parent, prefix=f".{out.name}.") as work:
+        before: Located = {}
         for split, (json_path, images_dir) in located.items():
-            own = [finding for finding in findings if finding.split == split]
-            repair = _Repair(split, json_path, images_dir, own)
-            content = repair.run(folder)
-            (folder / f"{split}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-            yield from repair.changes
+            try:
+                raw = read_whole(json_path)
+            except SOTRError as error:
+                raise SOTRError(f"{error}; that needs your judgement, so nothing is repaired") from None
+            content = normalized(raw, images_dir, partial(_say, changes, json_path.name))
+            before[split] = (_write(Path(work) / f"{split}.json", content), images_dir)
+        after = before
+        for number in range(ROUNDS):
+            findings = look(after)
+            unreadable = [finding for finding in findings if finding.kind in UNREADABLE]
+            if unreadable:
+                message = unreadable[0].message.replace(f"{work}{os.sep}", "")
+                raise SOTRError(f"{message}; that needs your judgement, so nothing is repaired")
+            if number and not any(finding.kind in REPAIRED for finding in findings):
+                break
+            target, source, after = Path(work) / str(number), after, {}
+            target.mkdir()
+            for split, (json_path, images_dir) in source.items():
+                own = [finding for finding in findings if finding.split == split]
+                repair = _Repair(split, json_path, images_dir, own, located[split][0].name, changes)
+                after[split] = (_write(target / f"{split}.json", repair.run(target)), target / "images")
+        _check(after, located)
+        for path in next(iter(after.values()))[0].parent.iterdir():
+            os.replace(path, folder / path.name)
+    return changes
+
+
+def _say(changes: list[str], file: str, what: str, entry: Any, change: str) -> None:
+    name = show(entry.get("id") if isinstance(entry, dict) else entry).strip('"')
+    picture = f" {show(entry['file_name'])[1:-1]}" if isinstance(entry, dict) and "file_name" in entry else ""
+    changes.append(f"{file}: {what} {name}{picture}: {change}")
+
+
+def _write(path: Path, content: dict[str, Any]) -> Path:
+    write_json(path, content)
+    return path
+
+
+def _check(after: Located, located: Located) -> None:
+    """Refuse a copy that does not load, or that has lost all it had."""
+    for split, (json_path, images_dir) in after.items():
+        data = load_coco(json_path, images_dir)
+        if not len(data.labels) and read_whole(located[split][0]).get("annotations"):
+            raise SOTRError(
+                f"{located[split][0]}: no annotation of it can be repaired without your judgement, so nothing is "
+                "written; sotr data check lists what is wrong"
+            )
 
 
 class _Repair:
     """One split."""
 
-    def __init__(self, split: str, json_path: Path, images_dir: Path, findings: Sequence[Finding]) -> None:
+    def __init__(
+        self,
+        split: str,
+        json_path: Path,
+        images_dir: Path,
+        findings: Sequence[Finding],
+        name: str,
+        changes: list[str],
+    ) -> None:
         self.split, self.json_path, self.images_dir = split, json_path, images_dir
-        self.changes: list[str] = []
+        self._say = partial(_say, changes, name)
         self.pictures: dict[str, set[str]] = {}
         """Kind of finding -> file names."""
         self.annotations: dict[str, set[int]] = {}
@@ -66,7 +144,7 @@ class _Repair:
                 self.pictures.setdefault(finding.kind, set()).add(finding.file)
 
     def run(self, folder: Path) -> dict[str, Any]:
-        """Copy the pictures that stay to `folder`/images, and return the repaired annotations."""
+        """Copy the images that stay to `folder`/images, and return the repaired annotations."""
         raw = read_whole(self.json_path)
         images: list[dict[str, Any]] = []
         sizes: dict[int, tuple[int, int]] = {}
@@ -78,7 +156,7 @@ class _Repair:
                 segmentations[int(entry["image_id"])].append(entry.get("segmentation"))
         for entry in raw["images"]:
             if (reason := self._drop_picture(entry, sizes, names)) is not None:
-                self._say("picture", entry, f"left out: {reason}")
+                self._say("image", entry, f"left out: {reason}")
                 continue
             name, image_id = entry["file_name"], int(entry["id"])
             names.add(name)
@@ -90,18 +168,18 @@ class _Repair:
                 if (real_h, real_w) == (width, height) and _is_turned(self.images_dir / name):
                     # Recorded and labelled as stored: the copy is stored upright in that sense.
                     _without_rotation(self.images_dir / name, target)
-                    self._say("picture", entry, f"EXIF rotation removed, so that it is {width} x {height} as recorded")
+                    self._say("image", entry, f"EXIF rotation removed, so that it is {width} x {height} as recorded")
                 elif (real_h, real_w) == (width, height) and _all_fit(segmentations[image_id], (real_h, real_w)):
                     link_or_copy(self.images_dir / name, target)
-                    self._say("picture", entry, f"width and height were exchanged; now {real_w} x {real_h}")
+                    self._say("image", entry, f"width and height were exchanged; now {real_w} x {real_h}")
                     height, width = real_h, real_w
                 elif abs(np.log(real_h * width / (real_w * height))) <= SAME_SHAPE:
                     link_or_copy(self.images_dir / name, target)
                     scales[image_id] = (real_w / width, real_h / height)
-                    self._say("picture", entry, f"masks scaled from {width} x {height} to its {real_w} x {real_h}")
+                    self._say("image", entry, f"masks scaled from {width} x {height} to its {real_w} x {real_h}")
                     height, width = real_h, real_w
                 else:
-                    self._say("picture", entry, f"left out: it is {real_w} x {real_h}, recorded as {width} x {height}")
+                    self._say("image", entry, f"left out: it is {real_w} x {real_h}, recorded as {width} x {height}")
                     names.discard(name)
                     continue
             else:
@@ -109,7 +187,7 @@ class _Repair:
             sizes[image_id] = (height, width)
             images.append({**entry, "file_name": f"{self.split}/{name}", "height": height, "width": width})
 
-        known = {category["id"] for category in raw["categories"]}
+        known = {category["id"] for category in raw["categories"] if _is_entry(category, "id")}
         annotations: list[dict[str, Any]] = []
         ids: set[int] = set()
         numbers = [int(entry["id"]) for entry in raw["annotations"] if _is_entry(entry, "id")]
@@ -131,14 +209,14 @@ class _Repair:
         if int(entry["id"]) in sizes or name in names:
             return "it is listed twice"
         try:
-            read_image(entry, 0, self.json_path, self.images_dir)
+            read_image(entry, 0, self.json_path)
         except Flaw:
             return "its entry is damaged"
         for kind in ("missing", "unreadable", "identical pictures"):
             if name in self.pictures.get(kind, ()):
                 return "it is a copy of another" if kind == "identical pictures" else kind
         if name in self.pictures.get("shared between splits", ()):
-            return "it is a training picture, too"
+            return "it is a training image, too"
         return None
 
     def _mend(
@@ -160,7 +238,7 @@ class _Repair:
         entry = {**entry, **{key: int(entry[key]) for key in ("id", "image_id", "category_id")}}
         own_id = entry["id"]
         if entry["image_id"] not in sizes:
-            self._say("annotation", entry, f"left out: its picture {entry['image_id']} is not there")
+            self._say("annotation", entry, f"left out: its image {entry['image_id']} is not there")
             return None
         if entry["category_id"] not in known:
             self._say("annotation", entry, f"left out: there is no category {entry['category_id']}")
@@ -203,9 +281,9 @@ class _Repair:
         if not area:
             self._say("annotation", entry, "left out: it covers no pixel")
             return None
-        # By the size that the picture has now, which need not be the one that the findings are about.
+        # By the size that the image has now, which need not be the one that the findings are about.
         if reaches_outside(segmentation, height, width) or own_id in self.annotations.get("crowd polygon", ()):
-            self._say("annotation", entry, "its polygons are now an RLE, cut at the picture's edges")
+            self._say("annotation", entry, "its polygons are now an RLE, cut at the image's edges")
             segmentation = rle
         if scale is not None or (own_id in self.annotations.get("area", ()) and entry.get("area") != area):
             if scale is None:
@@ -213,14 +291,9 @@ class _Repair:
             entry |= {"area": area, "bbox": [left, top, box_width, box_height]}
         return {**entry, "segmentation": segmentation}
 
-    def _say(self, what: str, entry: Any, change: str) -> None:
-        name = entry.get("id") if isinstance(entry, dict) else show(entry)
-        file = f" {entry['file_name']}" if isinstance(entry, dict) and "file_name" in entry else ""
-        self.changes.append(f"{self.json_path.name}: {what} {name}{file}: {change}")
-
 
 def _all_fit(segmentations: Sequence[Any], size: tuple[int, int]) -> bool:
-    """Whether masks lie within a picture of this size; broken polygons say nothing, for they will be left out."""
+    """Whether masks lie within an image of this size; broken polygons say nothing, for they will be left out."""
     for segmentation in segmentations:
         if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
             return False
@@ -245,7 +318,7 @@ def _is_sound(part: Any, size: tuple[int, int]) -> bool:
 
 
 def _scaled(segmentation: Any, scale: tuple[float, float], size: tuple[int, int]) -> Any:
-    """A mask of a picture that has become `scale` times as large: polygons stay polygons."""
+    """A mask of an image that has become `scale` times as large: polygons stay polygons."""
     if isinstance(segmentation, list):
         return [
             [value * scale[i % 2] if isinstance(value, int | float) else value for i, value in enumerate(part)]
@@ -273,7 +346,7 @@ def _is_turned(path: Path) -> bool:
 
 
 def _without_rotation(source: Path, target: Path) -> None:
-    """The picture as stored, without the note that it is to be turned."""
+    """The image as stored, without the note that it is to be turned."""
     with Image.open(source) as picture:
         picture.load()
         exif = picture.getexif()

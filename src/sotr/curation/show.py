@@ -1,4 +1,4 @@
-"""`sotr data show`: some pictures of a data set with their truth, on one sheet."""
+"""`sotr data show`: some images of a data set with their truth, on one sheet."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,19 +34,19 @@ def show_data(
     images: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Draw pictures of a data set with their labelled objects on one contact sheet.
+    """Draw images of a data set with their labelled objects on one contact sheet.
 
     Args:
         data: Folder of the data set, in any of the layouts that `sotr train` takes.
         out: PNG or JPEG file to write.
-        count: Pictures on the sheet, evenly spread over the split.
-        columns: Pictures side by side.
-        tile: Longest edge of a picture on the sheet, in pixels.
+        count: Images on the sheet, evenly spread over the split.
+        columns: Images side by side.
+        tile: Longest edge of an image on the sheet, in pixels.
         split: train or val; train_json or val_json names its file, if `data` has another layout.
-        seed: Take pictures at random, by this number, instead of evenly spread ones.
-        train_json: Annotation file of the training pictures.
-        val_json: Annotation file of the validation pictures.
-        images: Folder of the pictures, if `data` has another layout.
+        seed: Take images at random, by this number, instead of evenly spread ones.
+        train_json: Annotation file of the training images.
+        val_json: Annotation file of the validation images.
+        images: Folder of the images, if `data` has another layout.
         quiet: Print nothing but errors.
 
     Returns:
@@ -82,7 +82,7 @@ def show_data(
     sheet = contact_sheet(tiles, min(columns, len(tiles)), tile)
     with atomic_write(path) as file:
         Image.fromarray(sheet).save(file, format=FORMATS[path.suffix.lower()], quality=88)
-    console.print(f"{len(tiles)} of {len(dataset)} {split} pictures are on {path}", soft_wrap=True)
+    console.print(f"{len(tiles)} of {len(dataset)} {split} images are on {path}", soft_wrap=True)
     return path
 
 
@@ -94,10 +94,10 @@ def _title(data: CocoDataset, index: int) -> str:
 
 
 def draw_truth(data: CocoDataset, index: int, longest: int) -> NDArray[np.uint8]:
-    """Picture `index` with its objects drawn on it, crowds aside, its longest edge at `longest` pixels; RGB.
+    """Image `index` with its objects drawn on it, crowds aside, its longest edge at `longest` pixels; RGB.
 
     Raises:
-        SOTRError: the picture cannot be read, or has another size than recorded.
+        SOTRError: the image cannot be read, or has another size than recorded.
     """
     record = data.record(index)
     image_HW3 = load_image(record.path)
@@ -112,7 +112,7 @@ def draw_truth(data: CocoDataset, index: int, longest: int) -> NDArray[np.uint8]
     ratio = longest / max(image_HW3.shape[:2])
     if ratio < 1:
         height, width = (max(1, round(side * ratio)) for side in image_HW3.shape[:2])
-        small = [  # one at a time: hundreds of whole masks of a large picture would take gigabytes
+        small = [  # one at a time: hundreds of whole masks of a large image would take gigabytes
             cv2.resize(coco_mask.decode(rle), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) for rle in rles
         ]
         shrunk = np.asarray(cv2.resize(image_HW3, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -136,7 +136,7 @@ def draw_truth(data: CocoDataset, index: int, longest: int) -> NDArray[np.uint8]
 
 
 def contact_sheet(tiles: Sequence[tuple[str, NDArray[np.uint8]]], columns: int, tile: int) -> NDArray[np.uint8]:
-    """Pictures (RGB, no edge longer than `tile`) in rows, each over its title; RGB."""
+    """Images (RGB, no edge longer than `tile`) in rows, each over its title; RGB."""
     gap, font = 12, ImageFont.load_default(15)
     bar = 26
     rows = [tiles[first : first + columns] for first in range(0, len(tiles), columns)]

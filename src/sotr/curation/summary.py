@@ -20,7 +20,7 @@ MOST_CLASSES = 30
 """Classes that a table lists, the most frequent first."""
 
 BATCH_SIZE = 8
-"""Pictures per step that the advice on the batch is about: the paper's recipe's, the largest of the bundled ones."""
+"""Images per step that the advice on the batch is about: the paper's recipe's, the largest of the bundled ones."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _show_splits(report: DataReport, data: str, console: Console) -> None:
         "crowds": lambda s: f"{s['crowds']:,}",
         "width, px": lambda s: _range(s["widths"]),
         "height, px": lambda s: _range(s["heights"]),
-        "objects per picture": lambda s: _range(s["objects_per_picture"]),
+        "objects per image": lambda s: _range(s["objects_per_picture"]),
         "object side, px": lambda s: _range(s["object_sides"]),
     }
     for title, cell in rows.items():

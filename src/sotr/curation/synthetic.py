@@ -1,18 +1,16 @@
 """An endless data set of overlapping, textured shapes with exact masks: for tests, measurements and first steps."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from sotr.data.coco_writer import CocoWriter
 from sotr.errors import SOTRError
 from sotr.files import atomic_folder
 from sotr.progress import progress_bar
@@ -21,13 +19,13 @@ from sotr.results.instances import encode_masks
 Floats = NDArray[np.float32]
 
 VAL_START = 10**9
-"""Pictures from this number on are for validation: however many one trains on, it never sees them."""
+"""Images from this number on are for validation: however many one trains on, it never sees them."""
 
 MIN_SIDE = 12
 """Shapes are at least so many pixels wide: below, a ring would lose its hole."""
 
 MIN_VISIBLE = 0.35
-"""A shape of which others, and the picture's edges, leave less than this share to be seen is not placed."""
+"""A shape of which others, and the image's edges, leave less than this share to be seen is not placed."""
 
 
 def _star(x: Floats, y: Floats) -> NDArray[np.bool_]:
@@ -58,7 +56,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], NDArray[np.bool_]]] = {
 
 @dataclass(frozen=True, eq=False)
 class SyntheticPicture:
-    """A picture and its I objects."""
+    """An image and its I objects."""
 
     image_HW3: NDArray[np.uint8]
     labels_I: NDArray[np.int64]
@@ -78,7 +76,7 @@ class SyntheticShapes:
     """An endless data set: `shapes[i]` is a function of these settings and of i, from 0 on, alone.
 
     Shapes are of all sizes from `MIN_SIDE` pixels to half the shortest edge (less where there are many), turned at
-    will, striped, chequered, shaded or plain, and may hide one another or leave the picture; but at least `MIN_VISIBLE`
+    will, striped, chequered, shaded or plain, and may hide one another or leave the image; but at least `MIN_VISIBLE`
     of each is seen, and its mask is exactly what is seen.
 
     Raises:
@@ -86,12 +84,12 @@ class SyntheticShapes:
     """
 
     height: int = 256
-    """Of each picture, in pixels."""
+    """Of each image, in pixels."""
     width: int = 320
     min_objects: int = 1
-    """Fewest shapes in a picture."""
+    """Fewest shapes in an image."""
     max_objects: int = 8
-    """Most shapes in a picture; where so many find no room there are fewer."""
+    """Most shapes in an image; where so many find no room there are fewer."""
     classes: int = 5
     """The first so many of `SHAPES`."""
     seed: int = 0
@@ -115,7 +113,7 @@ class SyntheticShapes:
         return tuple(SHAPES)[: self.classes]
 
     def __getitem__(self, index: int) -> SyntheticPicture:
-        """Picture `index`, from 0 on without end."""
+        """Image `index`, from 0 on without end."""
         rng = np.random.default_rng((self.seed, index))
         image_HW3 = _background(self.height, self.width, rng)
         objects_HW = np.zeros((self.height, self.width), np.int32)
@@ -174,7 +172,7 @@ def _own_coordinates(center_x: float, center_y: float, radius: float, angle: flo
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> Floats:
-    """Clouds between two dull colours, height x width x 3 in 0..255."""
+    """Clouds between two dull colors, height x width x 3 in 0..255."""
     first, second = rng.uniform(20, 200, 3), rng.uniform(20, 200, 3)
     cells = int(rng.integers(2, 12))
     clouds = cv2.resize(rng.random((cells, cells)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -182,8 +180,8 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Floats:
 
 
 def _texture(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
-    """The colours of a shape's pixels, from two colours of its own."""
-    # The hue is free, so no class can be told by its colour.
+    """The colors of a shape's pixels, from two colors of its own."""
+    # The hue is free, so no class can be told by its color.
     first, second = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     waves = rng.uniform(4, 12)
     kind = int(rng.integers(4))
@@ -212,15 +210,15 @@ def write_synthetic(
 ) -> Path:
     """Make a COCO data set of overlapping, textured shapes with exact masks: train.json, val.json and images/.
 
-    The same arguments give the same bytes. More pictures of a split leave those there were as they are.
+    The same arguments give the same bytes. More images of a split leave those there were as they are.
 
     Args:
         out: New folder of the data set.
-        train: Pictures to train on.
-        val: Pictures to validate on; 0 leaves that split out.
-        height, width: Of each picture, in pixels.
-        min_objects: Fewest shapes in a picture.
-        max_objects: Most shapes in a picture; where so many find no room there are fewer.
+        train: Images to train on.
+        val: Images to validate on; 0 leaves that split out.
+        height, width: Of each image, in pixels.
+        min_objects: Fewest shapes in an image.
+        max_objects: Most shapes in an image; where so many find no room there are fewer.
         classes: The first so many of disc, box, star, ring, bar, triangle and cross.
         seed: Of all chance.
         quiet: Print nothing but errors.
@@ -234,53 +232,25 @@ def write_synthetic(
     shapes = SyntheticShapes(height, width, min_objects, max_objects, classes, seed)
     for name, count in (("train", train), ("val", val)):
         if not 0 <= count <= VAL_START:
-            raise SOTRError(f"{name} is {count}; give a number of pictures, at most {VAL_START:,}")
+            raise SOTRError(f"{name} is {count}; give a number of images, at most {VAL_START:,}")
     if not train + val:
-        raise SOTRError("train and val are both 0; give a number of pictures")
+        raise SOTRError("train and val are both 0; give a number of images")
     console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()
         numbers = [(split, i) for split, count in (("train", train), ("val", val)) for i in range(count)]
-        content: dict[str, dict[str, Any]] = {
-            split: {
-                "info": {"description": f"overlapping shapes, seed {seed}"},
-                "images": [],
-                "annotations": [],
-                "categories": [{"id": i + 1, "name": name} for i, name in enumerate(shapes.class_names)],
-            }
-            for split in dict.fromkeys(split for split, _ in numbers)
-        }
+        writer = CocoWriter(f"overlapping shapes, seed {seed}", shapes.class_names)
         with progress_bar("drawing", len(numbers), console) as advance:
             for split, i in numbers:
                 picture = shapes[i + (VAL_START if split == "val" else 0)]
                 name = f"{split}_{i:06}.jpg"
                 Image.fromarray(picture.image_HW3).save(folder / "images" / name, quality=92)
-                images, annotations = content[split]["images"], content[split]["annotations"]
-                images.append({"id": len(images) + 1, "file_name": name, "height": height, "width": width})
-                annotations.extend(_annotations(picture, len(images), len(annotations) + 1))
+                writer.add_image(split, name, height, width)
+                for mask_HW, label in zip(picture.masks_IHW, picture.labels_I.tolist(), strict=True):
+                    writer.add_object(split, label + 1, encode_masks(mask_HW[None])[0])
                 advance(1)
-        for split, data in content.items():
-            (folder / f"{split}.json").write_text(json.dumps(data), encoding="utf-8")
-    objects = ", ".join(
-        f"{split} {len(data['images'])} pictures with {len(data['annotations'])} objects"
-        for split, data in content.items()
-    )
+        writer.write(folder)
+    counts = writer.counts().items()
+    objects = ", ".join(f"{split} {images} images with {count} objects" for split, (images, count) in counts)
     console.print(f"{out}: {objects}", soft_wrap=True)
     return Path(out)
-
-
-def _annotations(picture: SyntheticPicture, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """The objects of a picture as COCO annotations, numbered from `first_id`."""
-    rles = [rle for mask in picture.masks_IHW for rle in encode_masks(mask[None])]
-    return [
-        {
-            "id": first_id + i,
-            "image_id": image_id,
-            "category_id": int(picture.labels_I[i]) + 1,
-            "segmentation": rle,
-            "area": int(coco_mask.area([rle])[0]),
-            "bbox": [float(value) for value in coco_mask.toBbox([rle])[0]],
-            "iscrowd": 0,
-        }
-        for i, rle in enumerate(rles)
-    ]

@@ -1,4 +1,4 @@
-"""Pictures and labels: files in, batches out. Loading pictures (`images`) needs no PyTorch."""
+"""Images and labels: files in, batches out. Loading images (`images`) needs no PyTorch."""
 
 from typing import TYPE_CHECKING
 

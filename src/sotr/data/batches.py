@@ -42,7 +42,7 @@ class DataError(SOTRError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One training picture."""
+    """One training image."""
 
     image_3hw: Tensor
     targets: Targets
@@ -55,7 +55,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvalSample:
-    """One picture for evaluation."""
+    """One image for evaluation."""
 
     image_3hw: Tensor
     image_id: int
@@ -65,15 +65,15 @@ class EvalSample:
 
 @dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class EvalBatch:
-    """B preprocessed pictures."""
+    """B preprocessed images."""
 
     images_B3HW: Tensor
     """float32, normalised, padded with zeros at the bottom and the right to multiples of 32."""
     image_ids: list[int]
     file_names: list[str]
-    """As in the annotation file, relative to the folder of the pictures."""
+    """As in the annotation file, relative to the folder of the images."""
     image_sizes: list[tuple[int, int]]
-    """(h, w) of each picture in the input, without padding."""
+    """(h, w) of each image in the input, without padding."""
     original_sizes: list[tuple[int, int]]
     """(h, w) of each file."""
 
@@ -91,7 +91,7 @@ class EvalBatch:
 
 @dataclass  # not frozen: where weights are shared out, Lightning sets the fields of a copy
 class Batch(EvalBatch):
-    """B training pictures with what they teach."""
+    """B training images with what they teach."""
 
     targets: list[Targets]
     assignment: Assignment
@@ -109,7 +109,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
-    """Picture `index` as H x W x 3 uint8.
+    """Image `index` as H x W x 3 uint8.
 
     Raises:
         SOTRError: if it cannot be read, or has another size than the annotation file says.
@@ -126,7 +126,7 @@ def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
 
 
 class TrainDataset(Dataset[Sample]):
-    """Augmented training pictures; item (epoch, index), or (epoch, index, copy) of a picture that occurs again in the
+    """Augmented training images; item (epoch, index), or (epoch, index, copy) of an image that occurs again in the
     epoch, is a function of these and the seed alone.
 
     Crowds and objects without pixels are left out.
@@ -143,7 +143,7 @@ class TrainDataset(Dataset[Sample]):
         self.coco, self.config, self.augmentation = coco, config, augmentation
         self.mask_stride, self.seed = mask_stride, seed
         self.in_hand: Tensor | None = None
-        """Of each worker its process id and the picture it has begun last, in shared memory."""
+        """Of each worker its process id and the image it has begun last, in shared memory."""
 
     def __len__(self) -> int:
         return len(self.coco)
@@ -185,7 +185,7 @@ class TrainDataset(Dataset[Sample]):
 
 
 class EvalDataset(Dataset[EvalSample]):
-    """Preprocessed pictures in the order of the annotation file."""
+    """Preprocessed images in the order of the annotation file."""
 
     def __init__(self, coco: CocoDataset, config: SOTRConfig) -> None:
         self.coco, self.config = coco, config
@@ -278,16 +278,16 @@ def train_loader(
     The last batch of an epoch is left out if it would be smaller than the others, unless it is the only one.
 
     Args:
-        batch_size: pictures per step, of all processes together.
+        batch_size: images per step, of all processes together.
         rank, ranks: this process among those that share each batch out between them.
-        repeat_below: share of the pictures below which a class is rare, and its pictures repeated; see
+        repeat_below: share of the images below which a class is rare, and its images repeated; see
             `sampling.repeat_factors`.
         workers: processes that prepare batches; 0 prepares them in the calling process.
     """
     dataset = TrainDataset(coco, config, augmentation, mask_stride, seed)
     if workers:
         dataset.in_hand = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
-    # Crops are of one shape anyway; whole pictures of unlike shapes would fill their batch with padding.
+    # Crops are of one shape anyway; whole images of unlike shapes would fill their batch with padding.
     groups_N = None if augmentation.crop else shape_groups(coco, augmentation)
     repeats_N = repeat_factors(coco, repeat_below) if repeat_below else None
     sampler = EpochSampler(len(dataset), seed, shuffle, 0, groups_N, batch_size, rank, ranks, repeats_N)
@@ -317,7 +317,7 @@ def died(error: Exception) -> str | None:
 
 
 def lost_worker(loader: DataLoader[Batch], error: Exception) -> SOTRError | None:
-    """What to say of a worker of `train_loader` that died, with the picture it had in hand; None for other errors."""
+    """What to say of a worker of `train_loader` that died, with the image it had in hand; None for other errors."""
     dataset: TrainDataset = loader.dataset  # type: ignore[assignment]
     for _ in range(loader.num_workers):
         try:
@@ -344,7 +344,7 @@ def _lost_worker(dataset: TrainDataset, error: Exception) -> SOTRError | None:
     alive = {child.pid for child in multiprocessing.active_children()}
     names = [str(dataset.coco.path(pictures[process])) for process in named or pictures.keys() - alive]
     return SOTRError(
-        f"a process that loads pictures died ({reason}); it last opened "
+        f"a process that loads images died ({reason}); it last opened "
         f"{' or '.join(names) or 'a picture that is not known'}; look at that file and at the machine's free memory, "
         "use fewer --workers, then continue with --resume"
     )
@@ -359,10 +359,10 @@ def eval_loader(
     pin_memory: bool = False,
     pictures: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
-    """Batches of `EvalBatch`, every picture once, in the order of the annotation file.
+    """Batches of `EvalBatch`, every image once, in the order of the annotation file.
 
     Args:
-        pictures: positions in the data set of the pictures to take; default all.
+        pictures: positions in the data set of the images to take; default all.
     """
     return DataLoader(
         EvalDataset(coco, config),  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The weights with which PyTorch resizes pictures of bytes, bilinear with antialiasing. NumPy only.
+"""The weights with which PyTorch resizes images of bytes, bilinear with antialiasing. NumPy only.
 
 PyTorch, and torchvision with it, rounds the weights of the resampling to 16 bits on processors with AVX2. The same
 rounding elsewhere makes the same bytes, so that an exported model, and one on a GPU, sees exactly what PyTorch's sees.

@@ -1,7 +1,7 @@
 """COCO annotation files: read and checked once, held compactly, and the folder layouts in which they come."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,14 +9,17 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
-from sotr.data.index import read_index
+from sotr.data.images import is_file
+from sotr.data.index import Texts, read_index
+from sotr.data.layouts import locate_data
+from sotr.data.names import find_names
 from sotr.data.parse import Flaw
 from sotr.errors import SOTRError
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of a data set and its I annotations, crowds included, in the file's order."""
+    """One image of a data set and its I annotations, crowds included, in the file's order."""
 
     image_id: int
     path: Path
@@ -36,7 +39,7 @@ class Record:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """The pictures and annotations of one COCO file; `load_coco` makes it. Annotations are grouped by picture."""
+    """The images and annotations of one COCO file; `load_coco` makes it. Annotations are grouped by image."""
 
     json_path: Path
     images_dir: Path
@@ -48,7 +51,7 @@ class CocoDataset:
     sizes_N2: NDArray[np.int64]
     """Height, width."""
     offsets: NDArray[np.int64]
-    """Picture i owns annotations `offsets[i]:offsets[i + 1]`."""
+    """Image i owns annotations `offsets[i]:offsets[i + 1]`."""
     labels: NDArray[np.int64]
     iscrowd: NDArray[np.bool_]
     annotation_ids: NDArray[np.int64]
@@ -57,10 +60,12 @@ class CocoDataset:
     polygons: NDArray[np.bool_]
     """Whether the file has the mask as polygons, not as RLE."""
     outside: NDArray[np.bool_]
-    """Whether polygons leave the picture by more than a pixel; what is outside is cut off."""
+    """Whether polygons leave the image by more than a pixel; what is outside is cut off."""
     rle_text: NDArray[np.uint8]
     """All masks' compressed RLE strings, joined."""
     rle_offsets: NDArray[np.int64]
+    mended: Mapping[int, str] = field(default_factory=dict)
+    """Images whose file was found under another name than the JSON's: position -> name in the JSON."""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -71,7 +76,7 @@ class CocoDataset:
         return tuple(self.annotation_ids[(self.boxes[:, 2] == 0) & ~self.iscrowd].tolist())
 
     def path(self, index: int) -> Path:
-        """The file of picture `index`."""
+        """The file of image `index`."""
         return self.images_dir / self.file_names[index]
 
     def strings(self, annotations: Iterable[int]) -> list[bytes]:
@@ -79,7 +84,7 @@ class CocoDataset:
         return [self.rle_text[self.rle_offsets[a] : self.rle_offsets[a + 1]].tobytes() for a in annotations]
 
     def record(self, index: int) -> Record:
-        """Picture `index` with its annotations."""
+        """Image `index` with its annotations."""
         own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         height, width = map(int, self.sizes_N2[index])
         return Record(
@@ -153,18 +158,18 @@ class Splits(NamedTuple):
 def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
     """Read a COCO instance annotation file and check all of it, so that nothing fails in the middle of a training.
 
-    Polygons (of several parts), uncompressed and compressed RLE are understood. Pictures without annotations are kept.
-    The pictures themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
+    Polygons (of several parts), uncompressed and compressed RLE are understood. Images without annotations are kept.
+    The images themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
     folder (`sotr.data.cache`), from where the next call maps it into memory.
 
     Raises:
-        SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing picture,
-            an annotation of an unknown picture or category or without a mask, a polygon with fewer than 3 points or
-            with coordinates that are not numbers, and an RLE that is broken or not of its picture's size.
+        SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing image,
+            an annotation of an unknown image or category or without a mask, a polygon with fewer than 3 points or
+            with coordinates that are not numbers, and an RLE that is broken or not of its image's size.
     """
     data = read_coco(json_path, images_dir)
     for index, name in enumerate(data.file_names):
-        if not data.path(index).is_file():
+        if not is_file(data.path(index)):
             raise SOTRError(
                 f"{data.json_path}: image {data.image_ids[index]}: {data.images_dir / name} is missing; "
                 "add the file or drop the image from the JSON"
@@ -173,9 +178,14 @@ def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
 
 
 def read_coco(json_path: str | Path, images_dir: str | Path, flaws: list[Flaw] | None = None) -> CocoDataset:
-    """`load_coco` without looking for the pictures; with `flaws` what is wrong is appended there, and left out here."""
+    """`load_coco` without looking for the images; with `flaws` what is wrong is appended there, and left out here."""
     json_path, images_dir = Path(json_path), Path(images_dir)
-    return CocoDataset(json_path, images_dir, **read_index(json_path, images_dir, flaws))
+    fields = read_index(json_path, flaws)
+    names = fields["file_names"]
+    found = find_names(names, images_dir)
+    if found:
+        fields["file_names"] = Texts.of(found.get(i, name) for i, name in enumerate(names))
+    return CocoDataset(json_path, images_dir, **fields, mended={i: names[i] for i in found})
 
 
 def find_data(
@@ -188,15 +198,12 @@ def find_data(
 ) -> Splits:
     """Find and load the data set in `folder`.
 
-    Layouts, in the order in which they are looked for:
-    `annotations/instances_train*.json` with `train*/` (COCO; also `images/train*/` or `images/`),
-    `train/_annotations.coco.json` with the pictures beside it (Roboflow; validation in `valid/`, `val/` or `test/`),
-    `train.json` and `val.json` with `images/` (or the pictures beside them). Either split may be absent.
+    Layouts are those of `sotr.data.layouts`. Either split may be absent.
 
     Args:
         folder: the data set.
         train_json, val_json: annotation files to use instead of looking; relative to the current folder or to `folder`.
-        images: folder of the pictures, instead of looking; the same for both splits.
+        images: folder of the images, instead of looking; the same for both splits.
         only: load this split alone.
 
     Raises:
@@ -223,78 +230,3 @@ def category_difference(train: CocoDataset, val: CocoDataset) -> str | None:
         f"{train.json_path} and {val.json_path} have different categories ({different[0][0]}: "
         f"{different[0][1]!r} is not in both); make the two lists equal"
     )
-
-
-def locate_data(
-    folder: str | Path,
-    *,
-    train_json: str | Path | None = None,
-    val_json: str | Path | None = None,
-    images: str | Path | None = None,
-) -> dict[str, tuple[Path, Path]]:
-    """Split (train, val) -> annotation file and folder of the pictures, found as `find_data` says; nothing is read.
-
-    Raises:
-        SOTRError: nothing is found.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise SOTRError(f"{folder}: no such folder; give the folder of a COCO data set")
-    named = {"train": train_json, "val": val_json}
-    if images is not None:
-        images = _given(images, folder, "--images")
-        if not images.is_dir():
-            raise SOTRError(f"{images}: is not a folder; give the folder of the pictures with --images")
-    found: dict[str, tuple[Path, Path]] = {}
-    if train_json is None and val_json is None:
-        for layout in (_coco_layout, _roboflow_layout, _plain_layout):
-            if found := layout(folder):
-                break
-        else:
-            raise SOTRError(
-                f"{folder}: holds no data set; looked for annotations/instances_train*.json or instances_val*.json, "
-                "train/_annotations.coco.json, and train.json or val.json; or name files with --train-json, --val-json"
-            )
-    for split, name in named.items():
-        if name is not None:
-            path = _given(name, folder, f"--{split}-json")
-            found[split] = (path, folder / "images" if (folder / "images").is_dir() else path.parent)
-    return {split: (path, images or pictures) for split, (path, pictures) in found.items()}
-
-
-def _given(path: str | Path, folder: Path, flag: str) -> Path:
-    for candidate in (Path(path), folder / path):
-        if candidate.exists():
-            return candidate
-    raise SOTRError(f"{path}: no such file or folder, neither here nor in {folder}; check {flag}")
-
-
-def _coco_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
-    found = {}
-    for split in ("train", "val"):
-        files = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
-        if len(files) > 1:
-            raise SOTRError(
-                f"{folder}: {' and '.join(file.name for file in files)} are all there; choose one with --{split}-json"
-            )
-        for file in files:
-            name = file.stem.removeprefix("instances_")
-            candidates = [folder / name, folder / "images" / name, folder / split, folder / "images" / split]
-            found[split] = (file, next((c for c in candidates if c.is_dir()), folder / "images"))
-    return found
-
-
-def _roboflow_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
-    found = {}
-    for split, names in {"train": ("train",), "val": ("valid", "val", "test")}.items():
-        for name in names:
-            file = folder / name / "_annotations.coco.json"
-            if file.is_file():
-                found[split] = (file, file.parent)
-                break
-    return found
-
-
-def _plain_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
-    images = folder / "images" if (folder / "images").is_dir() else folder
-    return {s: (folder / f"{s}.json", images) for s in ("train", "val") if (folder / f"{s}.json").is_file()}

@@ -1,4 +1,4 @@
-"""Copy-paste augmentation (Ghiasi et al. 2021): objects of one picture put into another, masks and all."""
+"""Copy-paste augmentation (Ghiasi et al. 2021): objects of one image put into another, masks and all."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from sotr.data.transforms import Objects
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its objects, before any augmentation."""
+    """An image and its objects, before any augmentation."""
 
     image_HW3: NDArray[np.uint8]
     objects: Objects
@@ -22,11 +22,11 @@ def paste(onto: Scene, source: Scene, most: int, generator: np.random.Generator)
     """Put some objects of `source`, each at a random place and mirrored in half of the cases, into a copy of `onto`.
 
     Pixels are copied, not resampled, so the masks remain exact. An object below another loses the pixels that it hides;
-    one of which nothing is left vanishes. What would lie outside the picture is cut off.
+    one of which nothing is left vanishes. What would lie outside the image is cut off.
 
     Args:
-        onto: the picture that gets objects.
-        source: the picture that they are copied from.
+        onto: the image that gets objects.
+        source: the image that they are copied from.
         most: objects to paste at most.
         generator: source of all chance; the result is a function of its state.
     """

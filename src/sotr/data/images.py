@@ -1,59 +1,71 @@
-"""The one image loader: any picture file or array in, height x width x 3 uint8 RGB out."""
+"""The one image loader: any image file or array in, height x width x 3 uint8 RGB out."""
 
 import glob
 import io
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sotr.data.deep import deep_values
+from sotr.data.scaling import scale_to_8_bit
+from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff
 from sotr.errors import SOTRError
 
 MAX_PIXELS = 200_000_000
-"""Pictures with more pixels than this are refused unless the caller raises `max_pixels`."""
+"""Images with more pixels than this are refused unless the caller raises `max_pixels`."""
 
 IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm", ".jp2", ".avif"}
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".dib", ".gif", ".webp", ".avif"),
+        *(".pgm", ".ppm", ".pbm", ".pnm", ".tif", ".tiff", ".btf", ".tf8", ".svs", ".lsm"),
+        *(".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    }
 )
-"""File name endings, in lower case, that are taken for pictures when a folder or a glob is searched."""
+"""File name endings, in lower case, that are taken for images when a folder or a glob is searched."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
-"""Pillow's names of the formats that are read. Others unpack pictures while they are opened (ICO, ICNS), hand what they
+"""Pillow's names of the formats that are read. Others unpack images while they are opened (ICO, ICNS), hand what they
 hold to any format (IPTC), or run it (EPS)."""
 
-_CAMERA_DEPTHS = (8, 12, 16)
-_ORIENTATION = 0x0112  # the EXIF tag
+IGNORED_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information"})
+"""Folders, in lower case, in which systems keep copies; folders whose name begins with a dot are passed over, too."""
+
+LONGEST_NAME = 1000
+"""Characters of a name that messages show."""
+
 _PILLOW_LIMIT = threading.Lock()
 _REMEDY = "save it again as PNG, JPEG or TIFF"
 
 
 class PictureTooLargeError(SOTRError):
-    """A picture has more pixels than are accepted."""
+    """An image has more pixels than are accepted."""
 
 
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Load a picture as RGB, upright.
+    """Load an image as RGB, upright.
 
     What becomes of the less usual kinds:
 
-    - EXIF orientation is applied; of an animation or multi-page file the first frame is taken.
-    - Grey, palette, bilevel, CMYK and YCbCr are converted to RGB; transparency is dropped, not composited: the
-      colours are those stored under the alpha channel.
-    - 16-bit grey is scaled linearly to 8 bit from 0..255, 0..4095 or 0..65535, whichever is the smallest that holds
-      the file's largest value, because 12-bit cameras store their values unscaled in 16-bit files. (16-bit RGB PNG is
-      reduced by the decoder to its upper 8 bits.)
-    - 32-bit integer grey within 0..65535 follows the same rule; outside of it, and for floating point, the finite
-      values are scaled linearly from their minimum..maximum; non-finite pixels become 0, and so does a flat picture.
+    - The EXIF or TIFF orientation is applied. Of an animation or a file of several pages the first image is taken.
+    - Grey, palette, bilevel, CMYK and YCbCr become RGB. Transparency is dropped, not composited: the colors are those
+      stored under the alpha channel. Premultiplied colors are divided by alpha.
+    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from 0..255, 0..4095 or
+      0..65535, whichever is the smallest that holds the largest value of the image, because 12-bit cameras store
+      their values unscaled in 16-bit files. Files that declare another range (10 or 14 bits) are scaled from that.
+      Grey TIFF files of which 0 is white are inverted before that.
+    - Whole numbers beyond 0..65535 and floating point are scaled from the least to the largest finite value.
+      Non-finite pixels become 0, and so does a flat image.
 
     Args:
         source: a file, the bytes of a file, a PIL image, or an array: H x W, H x W x 1, H x W x 3 (RGB) or H x W x 4
@@ -65,85 +77,160 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
 
     Raises:
         PictureTooLargeError: if it has more than `max_pixels` pixels.
-        SOTRError: if the file is missing, no picture, truncated, or of an unsupported kind.
+        SOTRError: if the file is missing, no image, truncated, or of an unsupported kind.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
         return _decode(source, "<PIL image>", max_pixels)
     name = "<bytes>" if isinstance(source, bytes) else str(source)
+    with _opened(source, name) as image:
+        if isinstance(image, Image.Image):
+            return _decode(image, name, max_pixels, source if isinstance(source, bytes) else Path(source))
+        _check_pixels(image.width, image.height, name, max_pixels)
+        return image.read(0, 0, image.width, image.height)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) as `load_image` would give them, read from the file's header alone.
+
+    Raises:
+        SOTRError: the file is missing or no image.
+    """
+    with _opened(path, str(path)) as image:
+        turned = isinstance(image, Image.Image) and _orientation(image) > 4
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+picture_size = image_size
+"""The old name."""
+
+
+@contextmanager
+def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image | TiffImage]:
+    """An image whose header has been read, by tifffile if it is a TIFF file of a kind that `sotr.data.tiff` reads.
+
+    Raises:
+        SOTRError: the file is missing or no image.
+    """
     try:
+        if _begins(source) in MAGICS:
+            try:
+                with open_tiff(source, name) as tiff:
+                    yield tiff
+                    return
+            except UnsupportedTiffError:
+                # Of uncompressed files that it opens itself, Pillow maps the pixels, and maps some wrongly.
+                source = source if isinstance(source, bytes) else Path(source).read_bytes()
         with _without_pillow_limit():
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+    except SOTRError:
+        raise
     except FileNotFoundError:
         raise SOTRError(f"{name}: no such file") from None
     except IsADirectoryError:
-        raise SOTRError(f"{name}: is a folder, not a picture") from None
+        raise SOTRError(f"{name}: is a folder, not an image") from None
     except PermissionError:
+        if Path(name).is_dir():  # so says Windows
+            raise SOTRError(f"{name}: is a folder, not an image") from None
         raise SOTRError(f"{name}: may not be read; check its permissions") from None
     except UnidentifiedImageError:  # its text is the name once more
         empty = source == b"" if isinstance(source, bytes) else Path(source).stat().st_size == 0
         reason = "the file is empty" if empty else "its format is none that is known here"
-        raise SOTRError(f"{name}: is not a picture that can be read; {reason}; {_REMEDY}") from None
+        raise SOTRError(f"{name}: is not an image that can be read; {reason}; {_REMEDY}") from None
     except Exception as error:  # a damaged header makes Pillow's parsers raise almost anything
-        raise SOTRError(f"{name}: is not a picture that can be read; {_reason(error)}") from None
-    with picture:
-        return _decode(picture, name, max_pixels)
+        raise SOTRError(f"{name}: is not an image that can be read; {_reason(error)}") from None
+    with image:
+        yield image
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) as `load_image` would give them, read from the file's header alone.
+def _begins(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:4]
+    with open(source, "rb") as file:
+        return file.read(4)
 
-    Raises:
-        SOTRError: the file is missing or no picture.
-    """
+
+def _orientation(image: Image.Image) -> int:
+    """How the image is to be turned; 1 where the note about it is damaged."""
     try:
-        with _without_pillow_limit():
-            picture = Image.open(path, formats=_formats())
-        with picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (picture.width, picture.height) if turned else (picture.height, picture.width)
-    except FileNotFoundError:
-        raise SOTRError(f"{path}: no such file") from None
-    except Exception as error:  # a damaged header makes Pillow's parsers raise almost anything
-        raise SOTRError(f"{path}: is not a picture that can be read; {_reason(error)}") from None
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged notes make Pillow raise almost anything; the pixels may be sound
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+@contextmanager
+def open_tiled(source: ImageSource) -> Iterator[TiffImage | None]:
+    """A tiled TIFF file, of which rectangles can be read; None for every other image, readable or not."""
+    if not isinstance(source, (str, Path, bytes)):
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            tiff = stack.enter_context(open_tiff(source, "<bytes>" if isinstance(source, bytes) else str(source)))
+        except (SOTRError, OSError):
+            tiff = None
+        yield tiff if tiff is not None and tiff.is_tiled else None
 
 
 def list_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """The picture files that `inputs` name, in order, each once however often and in whatever way it is named.
+    """The image files that `inputs` name, in order, each once however often and in whatever way it is named.
 
     Args:
-        inputs: files (taken whatever their ending), folders (searched recursively for `IMAGE_SUFFIXES`, sorted), or
+        inputs: files (taken whatever their ending), folders (searched as `images_below` does), or
             glob patterns (`**` included; sorted, only `IMAGE_SUFFIXES`).
 
     Raises:
-        SOTRError: for an input that does not exist or that holds no pictures.
+        SOTRError: for an input that does not exist or that holds no images.
     """
     if not inputs:
-        raise SOTRError("no pictures given; name files, folders or glob patterns")
+        raise SOTRError("no images given; name files, folders or glob patterns")
     found: dict[str, Path] = {}
     for item in inputs:
         path = Path(item)
-        if path.is_file():
+        if is_file(path):
             matches = [path]
-        elif path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if _looks_like_picture(file))
+        elif os.path.isdir(path):
+            matches = images_below(path)
             if not matches:
-                raise SOTRError(f"{path}: the folder holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise SOTRError(f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif glob.has_magic(str(item)):
             matches = sorted(Path(name) for name in glob.glob(str(item), recursive=True))
-            matches = [file for file in matches if _looks_like_picture(file)]
+            matches = [file for file in matches if is_image(file) and not IGNORED_FOLDERS & set(_folders(file))]
             if not matches:
-                raise SOTRError(f"{item}: the pattern matches no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise SOTRError(f"{item}: the pattern matches no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         else:
-            raise SOTRError(f"{item}: no such file or folder")
+            raise SOTRError(f"{str(item)[:LONGEST_NAME]}: no such file or folder")
         for match in matches:
             found.setdefault(os.path.abspath(match), match)
     return list(found.values())
 
 
-def _looks_like_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and the folders in it, sorted; hidden ones and systems' copies are passed over."""
+    found: list[Path] = []
+    for root, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in IGNORED_FOLDERS]
+        found += [path for name in files if is_image(path := Path(root, name))]
+    return sorted(found)
+
+
+def _folders(path: Path) -> list[str]:
+    return [part.lower() for part in path.parts[:-1]]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False, too, for names that cannot be."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @cache
@@ -172,21 +259,23 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _decode(picture: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
-    _check_pixels(picture.width, picture.height, name, max_pixels)
-    if picture.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
+def _decode(image: Image.Image, name: str, max_pixels: int, source: Path | bytes | None = None) -> NDArray[np.uint8]:
+    _check_pixels(image.width, image.height, name, max_pixels)
+    if image.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
         raise SOTRError(f"{name}: is PostScript, which is run rather than read; {_REMEDY}")
     try:
-        picture.load()
-        if picture.getexif().get(_ORIENTATION, 1) != 1:  # otherwise Pillow would copy the picture
-            picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            return _stack(scale_to_8_bit(np.asarray(picture)))
-        if picture.mode == "La":  # premultiplied alpha: Pillow has no direct way to RGB
-            picture = picture.convert("LA")
-        elif picture.mode == "RGBa" or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        if source is not None and (deep := deep_values(image, source)) is not None:
+            values, most = deep
+            return _stack(TURNS[_orientation(image)](scale_to_8_bit(values, declared=most)))
+        image.load()
+        turn = TURNS[_orientation(image)]
+        if image.mode.startswith("I") or image.mode == "F":
+            return _stack(turn(scale_to_8_bit(np.asarray(image))))
+        if image.mode == "La":  # premultiplied alpha: Pillow has no direct way to RGB
+            image = image.convert("LA")
+        elif image.mode == "RGBa" or "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(turn(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))), order="C")
     except Exception as error:  # damaged data makes Pillow's decoders raise almost anything
         raise SOTRError(f"{name}: is damaged or of an unsupported kind; {_reason(error)}") from None
 
@@ -194,38 +283,22 @@ def _decode(picture: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint
 def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     shape = " x ".join(map(str, array.shape))
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        raise SOTRError(f"<array>: shape {shape} is no picture; give H x W, H x W x 3 (RGB) or H x W x 4 (RGBA)")
+        raise SOTRError(f"<array>: shape {shape} is no image; give H x W, H x W x 3 (RGB) or H x W x 4 (RGBA)")
     if array.dtype not in (np.uint8, np.uint16):
         raise SOTRError(f"<array>: type {array.dtype} has no fixed range; scale it to 0..255 and give uint8")
     _check_pixels(array.shape[1], array.shape[0], "<array>", max_pixels)
     if array.ndim == 3 and array.shape[2] == 4:
         array = array[:, :, :3]
-    values = array if array.dtype == np.uint8 else scale_to_8_bit(array)
-    if values.ndim == 3 and values.shape[2] == 3:
-        return np.array(values, order="C")
-    return _stack(values.reshape(values.shape[:2]))
+    return _stack(scale_to_8_bit(array))
 
 
-def scale_to_8_bit(values: NDArray[Any], largest: int | None = None) -> NDArray[np.uint8]:
-    """Scale grey values as `load_image` documents; `largest` is the file's largest value, if these are a part of it."""
-    if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() < 2 ** _CAMERA_DEPTHS[-1]:
-        most = values.max() if largest is None else largest
-        depth = next(bits for bits in _CAMERA_DEPTHS if most < 2**bits)
-        return np.rint(values.astype(np.float32) * (255 / (2**depth - 1))).astype(np.uint8)
-    finite = np.isfinite(values)
-    if not finite.any():
-        return np.zeros(values.shape, np.uint8)
-    low, high = float(values[finite].min()), float(values[finite].max())
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    share = (np.where(finite, values, low).astype(np.float64) - low) / (high - low)
-    return np.rint(share * 255).astype(np.uint8)
-
-
-def _stack(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _stack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows x columns x 3, in memory of its own."""
+    if values.ndim == 2 or values.shape[2] == 1:
+        return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
+    return np.array(values, order="C")
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"{text or type(error).__name__}; {_REMEDY}"
+    return f"{text[:200] or type(error).__name__}; {_REMEDY}"

@@ -27,7 +27,7 @@ from sotr.errors import SOTRError
 CACHED_FROM = 2**22
 """Files of at least so many bytes are kept as an index; smaller ones are read anew as quickly."""
 
-_VERSION = 1
+_VERSION = 2
 """Of the index; older ones are made anew."""
 
 
@@ -64,8 +64,8 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
 
 
-def read_index(json_path: Path, images_dir: Path, flaws: list[Flaw] | None = None) -> dict[str, Any]:
-    """The fields of a `CocoDataset` but for its paths. The pictures are not looked for.
+def read_index(json_path: Path, flaws: list[Flaw] | None = None) -> dict[str, Any]:
+    """The fields of a `CocoDataset` but for its paths. The images are not looked for.
 
     Args:
         flaws: takes what is wrong with entries, which are then left out; without it the first one is raised.
@@ -77,7 +77,7 @@ def read_index(json_path: Path, images_dir: Path, flaws: list[Flaw] | None = Non
     if key is not None and (kept := load_arrays("annotations", key)) is not None:
         arrays, texts = kept
         return _fields(arrays, json.loads(texts["categories"]))
-    reader = _Reader(json_path, images_dir, flaws)
+    reader = _Reader(json_path, flaws)
     arrays, categories = reader.read()
     if key is not None:
         save_arrays("annotations", key, arrays, {"categories": json.dumps(categories)})
@@ -102,12 +102,11 @@ def _fields(arrays: dict[str, NDArray[Any]], categories: list[tuple[int, str]]) 
 @dataclass
 class _Reader:
     json_path: Path
-    images_dir: Path
     flaws: list[Flaw] | None
 
     names: dict[int, str] = field(default_factory=dict)
     position: dict[int, int] = field(default_factory=dict)
-    """Image id -> picture."""
+    """Image id -> image."""
     file_names: list[str] = field(default_factory=list)
     known_names: set[str] = field(default_factory=set)
     sizes: list[tuple[int, int]] = field(default_factory=list)
@@ -122,7 +121,7 @@ class _Reader:
 
     def read(self) -> tuple[dict[str, NDArray[Any]], list[tuple[int, str]]]:
         rows = dict.fromkeys(("images", "annotations", "categories"), 0)
-        early: list[Any] = []  # annotations that come before the sizes of their pictures
+        early: list[Any] = []  # annotations that come before the sizes of their images
         begun: list[str] = []
         for key, entry in read_lists(self.json_path, tuple(rows)):
             if entry is None:
@@ -143,10 +142,16 @@ class _Reader:
         for row, entry in enumerate(early):
             self._entry(entry, row, self._annotation)
         if not rows["images"]:
-            raise SOTRError(f"{self.json_path}: the list of images is empty; add pictures")
+            raise SOTRError(f"{self.json_path}: the list of images is empty; add images")
         if not rows["categories"]:
             raise SOTRError(f"{self.json_path}: the list of categories is empty; name at least one class of objects")
+        if not self.names:
+            raise SOTRError(f"{self.json_path}: none of its categories can be used; {self._first_flaw()}")
         return self._arrays()
+
+    def _first_flaw(self) -> str:
+        first = next((flaw for flaw in self.flaws or () if flaw.kind == "category"), None)
+        return str(first).removeprefix(f"{self.json_path}: ")
 
     def _entry(self, entry: Any, row: int, check: Callable[[Any, int], None]) -> None:
         try:
@@ -162,8 +167,8 @@ class _Reader:
         own, image = entry.get("id"), entry.get("id" if is_image else "image_id")
         flaw.annotation_id = own if type(own) is int and not is_image and "image_id" in entry else None
         flaw.image_id = image if type(image) is int else None
-        if is_image and isinstance(entry.get("file_name"), str):
-            flaw.file = entry["file_name"]
+        if is_image and isinstance(name := entry.get("file_name"), str):
+            flaw.file = name if len(name) <= 100 else f"{name[:97]}..."
         elif flaw.image_id in self.position:
             flaw.file = self.file_names[self.position[flaw.image_id]]
         if self.flaws is None:
@@ -176,12 +181,12 @@ class _Reader:
         read_category(entry, self.names, self.json_path)
 
     def _image(self, entry: Any, row: int) -> None:
-        image_id, name, height, width = read_image(entry, row, self.json_path, self.images_dir)
+        image_id, name, height, width = read_image(entry, row, self.json_path)
         for what, value, known in (("id", image_id, self.position), ("file_name", name, self.known_names)):
             if value in known:
                 raise Flaw(
                     "duplicate picture",
-                    f"{self.json_path}: image {what} {value!r} occurs twice; list each picture once",
+                    f"{self.json_path}: image {what} {value!r} occurs twice; list each image once",
                 )
         self.position[image_id] = len(self.file_names)
         self.file_names.append(name)
@@ -206,7 +211,7 @@ class _Reader:
                 "unknown picture",
                 f"{where} belongs to image {image_id}, which is not among the images; add it or drop both",
             )
-        crowd = entry.get("iscrowd", 0)
+        crowd = entry.get("iscrowd") or 0  # some tools write null
         if crowd not in (0, 1):
             raise Flaw("iscrowd", f"{where} has iscrowd {show(crowd)}; it must be 0 or 1")
         area = entry.get("area")
@@ -224,7 +229,7 @@ class _Reader:
         self.text += string
 
     def _arrays(self) -> tuple[dict[str, NDArray[Any]], list[tuple[int, str]]]:
-        """What was read, without flawed annotations, grouped by picture."""
+        """What was read, without flawed annotations, grouped by image."""
         categories = sorted(self.names.items())
         category_ids = np.array([category_id for category_id, _ in categories], np.int64)
         sizes_N2 = np.array(self.sizes, np.int64).reshape(-1, 2)

@@ -1,6 +1,5 @@
 """The entries of a COCO file, checked one by one; what is wrong is said with its name and the remedy."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
+from sotr.data.names import inside, is_possible
 from sotr.data.stream import show
 from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
@@ -24,7 +24,7 @@ class Flaw(SOTRError):
         self.kind = kind
         """What is wrong, in a word or two; see `sotr.curation.findings.KINDS`."""
         self.file: str | None = None
-        """The picture's file name, where one is concerned."""
+        """The image's file name, where one is concerned."""
         self.image_id: int | None = None
         self.annotation_id: int | None = None
 
@@ -51,8 +51,8 @@ def read_category(entry: Any, names: dict[int, str], json_path: Path) -> None:
     names[category_id] = entry["name"]
 
 
-def read_image(entry: Any, row: int, json_path: Path, images_dir: Path) -> tuple[int, str, int, int]:
-    """Id, file name, height and width of the picture in `row` (from 0)."""
+def read_image(entry: Any, row: int, json_path: Path) -> tuple[int, str, int, int]:
+    """Id, file name, height and width of the image in `row` (from 0)."""
     where = f"{json_path}: image number {row + 1}"
     if not isinstance(entry, dict):
         raise Flaw("entry", f"{where} is {show(entry)}; it must be an object")
@@ -60,13 +60,18 @@ def read_image(entry: Any, row: int, json_path: Path, images_dir: Path) -> tuple
     where = f"{json_path}: image {image_id}"
     height, width = whole(entry, "height", where), whole(entry, "width", where)
     if not (0 < height < 2**20 and 0 < width < 2**20 and height * width < 2**31):
-        raise Flaw("entry", f"{where} has size {width} x {height}; give the picture's width and height in pixels")
-    name = entry.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise Flaw("entry", f'{where} has "file_name" {show(name)}; give the name of its file')
-    if os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir:
-        raise Flaw("entry", f"{where}: {name!r} lies outside of {images_dir}; give a path relative to that folder")
-    return image_id, name, height, width
+        raise Flaw("entry", f"{where} has size {width} x {height}; give the image's width and height in pixels")
+    return image_id, image_name(entry, where), height, width
+
+
+def image_name(entry: dict[str, Any], where: str) -> str:
+    """The name of an image's file, as a path that stays inside the folder of the images; LVIS gives its address."""
+    name = entry.get("file_name", entry.get("coco_url"))
+    if not isinstance(name, str) or not (name := inside(name)):
+        raise Flaw("entry", f'{where} has "file_name" {show(entry.get("file_name"))}; give the name of its file')
+    if not is_possible(name):
+        raise Flaw("entry", f'{where} has "file_name" {show(name)}, which no file can have; correct it')
+    return name
 
 
 def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
@@ -76,8 +81,8 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
         if size != [height, width]:
             raise Flaw(
                 "rle",
-                f"{where} has an RLE of size {show(size)}, but its picture is [{height}, {width}] (height, width); "
-                "encode the mask at the picture's size",
+                f"{where} has an RLE of size {show(size)}, but its image is [{height}, {width}] (height, width); "
+                "encode the mask at the image's size",
             )
         if isinstance(counts, str):
             return counts.encode("ascii", "replace")
@@ -86,7 +91,7 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
             and all(type(c) is int and c >= 0 for c in counts)
             and sum(counts) == height * width
         ):
-            return _string(coco_mask.frPyObjects({"size": size, "counts": counts}, height, width))
+            return _string(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
         raise Flaw(
             "rle",
             f"{where} has an RLE whose counts are not run lengths that sum up to {height} x {width} pixels; "
@@ -109,9 +114,7 @@ def compress(segmentation: Any, height: int, width: int, where: str) -> bytes:
         if not all(type(c) in (float, int) and c - c == 0 for c in part):  # infinity and NaN have no difference
             raise Flaw("polygon", f"{where} has a polygon with a coordinate that is not a finite number; correct it")
         if min(part) < -reach or max(part) > 2 * reach:
-            raise Flaw(
-                "far outside", f"{where} has a polygon far outside of its {width} x {height} picture; correct it"
-            )
+            raise Flaw("far outside", f"{where} has a polygon far outside of its {width} x {height} image; correct it")
     parts = coco_mask.frPyObjects(segmentation, height, width)
     return _string(parts[0] if len(parts) == 1 else coco_mask.merge(parts))
 
@@ -122,7 +125,7 @@ def _string(encoded: dict[str, Any]) -> bytes:
 
 
 def reaches_outside(segmentation: Any, height: int, width: int) -> bool:
-    """Whether polygons leave their picture by more than a pixel; what is outside is cut off."""
+    """Whether polygons leave their image by more than a pixel; what is outside is cut off."""
     if not isinstance(segmentation, list):
         return False
     for part in segmentation:
@@ -140,7 +143,7 @@ def check_masks(
     Args:
         text: the characters of all strings, joined.
         lengths: characters per string.
-        sizes_A2: height and width of each one's picture.
+        sizes_A2: height and width of each one's image.
     """
     count, offsets_of_text = len(lengths), np.concatenate(([0], np.cumsum(lengths)))
     pixels, boxes, broken = np.zeros(count, np.int64), np.zeros((count, 4), np.int64), np.zeros(count, np.bool_)

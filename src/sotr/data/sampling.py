@@ -1,4 +1,4 @@
-"""Which pictures an epoch shows, and in which order: a function of (seed, epoch), shared out among processes."""
+"""Which images an epoch shows, and in which order: a function of (seed, epoch), shared out among processes."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     Args:
         length: samples of the dataset.
         groups_N: a number per sample; shuffling then puts samples of one group side by side, `batch_size` at a time,
-            as far as their count allows. Pictures of one shape in a batch need no padding.
+            as far as their count allows. Images of one shape in a batch need no padding.
         batch_size: samples per step, of all processes together.
         rank, ranks: this process among those that share each step's batch out between them. What would fill no batch is
             then left out; a data set smaller than one batch is repeated.
@@ -109,13 +109,13 @@ def _side_by_side(
         members = order[groups_N == group]
         full = len(members) // batch_size * batch_size
         whole.append(members[:full])
-        rest.append(members[full:])  # the groups are in order, so neighbours in shape meet here
+        rest.append(members[full:])  # the groups are in order, so neighbors in shape meet here
     batches = np.concatenate([*whole, *rest, order[:0]]).reshape(-1, batch_size)
     return np.concatenate([generator.permutation(batches).ravel(), last])
 
 
 def shape_groups(coco: CocoDataset, augmentation: Augmentation) -> NDArray[np.int64]:
-    """A number per picture, alike for pictures whose shape is within a fifth of one another when they enter a batch."""
+    """A number per image, alike for images whose shape is within a fifth of one another when they enter a batch."""
     ratio_N: NDArray[np.float64] = np.log(coco.sizes_N2[:, 0] / coco.sizes_N2[:, 1])
     if augmentation.rotate90:
         ratio_N = np.abs(ratio_N)
@@ -123,9 +123,9 @@ def shape_groups(coco: CocoDataset, augmentation: Augmentation) -> NDArray[np.in
 
 
 def repeat_factors(coco: CocoDataset, threshold: float) -> NDArray[np.float64]:
-    """How often each picture should occur in an epoch so that rare classes are seen more often (Gupta et al. 2019).
+    """How often each image should occur in an epoch so that rare classes are seen more often (Gupta et al. 2019).
 
-    A class that is in the share f of the pictures has the factor max(1, sqrt(threshold / f)); a picture has the largest
+    A class that is in the share f of the images has the factor max(1, sqrt(threshold / f)); an image has the largest
     of its classes' factors. Crowds do not count.
     """
     pictures = np.repeat(np.arange(len(coco)), np.diff(coco.offsets))

@@ -1,4 +1,4 @@
-"""The size to which preprocessing brings a picture. Nothing here needs PyTorch."""
+"""The size to which preprocessing brings an image. Nothing here needs PyTorch."""
 
 import math
 

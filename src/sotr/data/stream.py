@@ -26,7 +26,9 @@ def read_lists(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
         SOTRError: the file is missing or no JSON, or is no object, or one of the keys has no list.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open("rb") as file:
+            encoding = json.detect_encoding(file.read(4))
+        with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
             found = yield from _object(_Text(file), frozenset(wanted))
     except (_Irregular, ValueError, RecursionError, OSError) as error:
         # The whole file at once makes the better message; it also reads other encodings than UTF-8.
@@ -49,8 +51,10 @@ def read_whole(path: Path) -> Any:
         raise SOTRError(f"{path}: no such file; check the path of the annotations") from None
     except JSONDecodeError as error:
         raise SOTRError(f"{path}: is no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise SOTRError(f"{path}: cannot be read as JSON; {error}") from None
+    except RecursionError:
+        raise SOTRError(f"{path}: is nested too deeply for a COCO file; export it again") from None
+    except (ValueError, OSError) as error:
+        raise SOTRError(f"{path}: cannot be read as JSON; {str(error)[:200]}") from None
     if not isinstance(data, dict):
         raise SOTRError(f"{path}: is {show(data)}; a COCO file is an object with images, annotations and categories")
     return data
@@ -58,7 +62,10 @@ def read_whole(path: Path) -> Any:
 
 def show(value: object) -> str:
     """A JSON value in at most 40 characters."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:
+        text = "a value nested deeply"
     return text if len(text) <= 40 else text[:37] + "..."
 
 

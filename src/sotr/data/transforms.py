@@ -1,4 +1,4 @@
-"""Pictures to network input: the one preprocessing, and the augmentation of training pictures with their objects."""
+"""Images to network input: the one preprocessing, and the augmentation of training images with their objects."""
 
 import math
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ STD = (0.229, 0.224, 0.225)
 
 
 def preprocess(image_HW3: NDArray[np.uint8], image_size: int, max_image_size: int) -> Tensor:
-    """A loaded RGB picture as normalised network input, float32 3 x h x w (see `resized_size`); not padded."""
+    """A loaded RGB image as normalised network input, float32 3 x h x w (see `resized_size`); not padded."""
     size = resized_size(image_HW3.shape[0], image_HW3.shape[1], image_size, max_image_size)
     return _normalize(_unit_range(_resize(_channels_first(image_HW3), size)))
 
 
 def pad_batch(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
     """Stack 3 x h x w tensors as B x 3 x H x W, padded at the bottom and the right to the largest height and width and
-    on to multiples of `divisor`. The padding is zero after normalisation, that is the mean colour.
+    on to multiples of `divisor`. The padding is zero after normalisation, that is the mean color.
 
     Raises:
         SOTRError: for no images.
     """
     if not images:
-        raise SOTRError("a batch needs at least one picture; give some")
+        raise SOTRError("a batch needs at least one image; give some")
     height, width = (math.ceil(max(image.shape[d] for image in images) / divisor) * divisor for d in (1, 2))
     batch = images[0].new_zeros(len(images), 3, height, width)
     for padded, image in zip(batch, images, strict=True):
@@ -48,28 +48,28 @@ def pad_batch(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied; the defaults only flip."""
+    """How training images are varied; the defaults only flip."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of a factor on the size that preprocessing would give, drawn log-uniformly (large-scale jitter)."""
     crop: int = 0
-    """Side in pixels of a random square crop, padded at the bottom and the right if the picture is smaller; 0 takes
-    the whole picture, whose longest edge then never exceeds the configuration's cap."""
+    """Side in pixels of a random square crop, padded at the bottom and the right if the image is smaller; 0 takes
+    the whole image, whose longest edge then never exceeds the configuration's cap."""
     horizontal_flip: bool = True
     """Mirror left and right in half of the cases."""
     vertical_flip: bool = False
-    """Mirror top and bottom in half of the cases (microscopy, aerial pictures)."""
+    """Mirror top and bottom in half of the cases (microscopy, aerial images)."""
     rotate90: bool = False
     """Turn by 0, 90, 180 or 270 degrees with equal chances."""
     color: float = 0.0
     """Strength of photometric jitter: brightness, contrast and saturation vary by the factor 1 +- 0.4 color, hue by
-    +- 0.1 color of the colour circle; 0 is off, at most 2."""
+    +- 0.1 color of the color circle; 0 is off, at most 2."""
     greyscale: float = 0.0
-    """Probability of taking all colour away."""
+    """Probability of taking all color away."""
     invert: float = 0.0
-    """Probability of inverting the picture (bright on dark, dark on bright)."""
+    """Probability of inverting the image (bright on dark, dark on bright)."""
     copy_paste: float = 0.0
-    """Probability of pasting objects of another training picture into a picture."""
+    """Probability of pasting objects of another training image into an image."""
     copy_paste_most: int = 10
     """Objects that are pasted at most."""
 
@@ -77,7 +77,7 @@ class Augmentation:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise SOTRError(f"augmentation scale is {self.scale}; give two positive factors, the smaller first")
         if self.crop < 0:
-            raise SOTRError(f"augmentation crop is {self.crop}; give a side in pixels, or 0 for the whole picture")
+            raise SOTRError(f"augmentation crop is {self.crop}; give a side in pixels, or 0 for the whole image")
         if not 0 <= self.color <= 2:
             raise SOTRError(f"augmentation color is {self.color}; it must lie in 0..2")
         if self.copy_paste_most < 1:
@@ -88,35 +88,35 @@ class Augmentation:
 
     @property
     def mirrors(self) -> bool:
-        """Whether left may become right; turning a picture does not do that."""
+        """Whether left may become right; turning an image does not do that."""
         return self.horizontal_flip or self.vertical_flip
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one picture as augmentation wants them: nothing is rasterised yet."""
+    """The objects of one image as augmentation wants them: nothing is rasterised yet."""
 
     labels_I: NDArray[np.int64]
     boxes_I4: NDArray[np.int64]
     """Tight around the mask, xyxy in pixels, half-open."""
     rles: Sequence[bytes]
-    """Compressed COCO RLE strings at the picture's size."""
+    """Compressed COCO RLE strings at the image's size."""
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """A training picture and its objects in the pixels of the network input."""
+    """A training image and its objects in the pixels of the network input."""
 
     image_3hw: Tensor
     """float32, normalised; with a crop, padded to the full square."""
     size: tuple[int, int]
-    """(h, w) of the part of `image_3hw` that is picture, not padding."""
+    """(h, w) of the part of `image_3hw` that is image, not padding."""
     targets: Targets
 
 
 @dataclass(frozen=True)
 class _View:
-    """What augmentation takes of a picture: a window in its pixels, and the size to which that is brought."""
+    """What augmentation takes of an image: a window in its pixels, and the size to which that is brought."""
 
     left: int
     top: int
@@ -139,15 +139,15 @@ def augment(
     mask_stride: int,
     generator: np.random.Generator,
 ) -> Augmented:
-    """Vary a picture and its objects at random, and bring them to network input.
+    """Vary an image and its objects at random, and bring them to network input.
 
     The window is chosen first, in the pixels of the file: only it is resized, and only objects that it shows are
-    rasterised, each in the part of its box that is visible. Boxes, centres of mass and the coverage of the stride's
+    rasterised, each in the part of its box that is visible. Boxes, centers of mass and the coverage of the stride's
     blocks are then exact area sums over the file's mask pixels, not resampled masks. Objects of which less than one
     pixel of network input shows vanish.
 
     Args:
-        image_HW3: RGB picture.
+        image_HW3: RGB image.
         objects: its objects.
         augmentation: what to vary.
         image_size, max_image_size: shortest edge and cap of the longest, before `augmentation.scale`.
@@ -185,7 +185,7 @@ def _choose_view(
 
 
 def _orient(item: Any, horizontal: bool, vertical: bool, quarter_turns: int) -> Any:
-    """Flip and turn a tv_tensor: picture, boxes or mask alike."""
+    """Flip and turn a tv_tensor: image, boxes or mask alike."""
     if horizontal:
         item = tvf.horizontal_flip(item)
     if vertical:
@@ -196,13 +196,13 @@ def _orient(item: Any, horizontal: bool, vertical: bool, quarter_turns: int) -> 
 
 
 def _recolor(image_3hw: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:
-    """Photometric jitter of a picture in 0..1."""
+    """Photometric jitter of an image in 0..1."""
     if augmentation.color:
         brightness, contrast, saturation = 1 + 0.4 * augmentation.color * rng.uniform(-1, 1, 3)
         hue = 0.1 * augmentation.color * rng.uniform(-1, 1)
         image_3hw = tvf.adjust_brightness(image_3hw, brightness)
         image_3hw = tvf.adjust_contrast(image_3hw, contrast)
-        # Saturation and hue leave grey pictures as they are, and hue is by far the most expensive of the four.
+        # Saturation and hue leave grey images as they are, and hue is by far the most expensive of the four.
         if not _is_grey(image_3hw):
             image_3hw = tvf.adjust_hue(tvf.adjust_saturation(image_3hw, saturation), hue)
     if augmentation.greyscale and rng.random() < augmentation.greyscale:

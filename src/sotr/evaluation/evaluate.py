@@ -130,7 +130,7 @@ def evaluate(
         "seconds": round(seconds, 3),
     }
     if json:
-        sys.stdout.write(jsonlib.dumps(report, ensure_ascii=False) + "\n")
+        sys.stdout.write(jsonlib.dumps(report) + "\n")
     elif not quiet:
         _show(metrics, Console(highlight=False), f"{segmenter.name} on {data} ({split})", seconds)
     return report

@@ -1,4 +1,4 @@
-"""What is to be segmented: pictures, lists of them, videos and cameras."""
+"""What is to be segmented: images, lists of them, videos and cameras."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 """File name endings, in lower case, of videos."""
 
 LIST_SUFFIX = ".txt"
-"""Ending of a file that lists pictures, one path a line."""
+"""Ending of a file that lists images, one path a line."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Inputs:
     """Inputs by kind, in order."""
 
     pictures: tuple[str | Path, ...]
-    """Files, folders, glob patterns, and text files that list pictures."""
+    """Files, folders, glob patterns, and text files that list images."""
     videos: tuple[Path | int, ...]
     """Video files, and the numbers of cameras."""
 
@@ -33,7 +33,7 @@ class Inputs:
         """
         items = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
         if not items:
-            raise SOTRError("no pictures given; name files, folders or glob patterns")
+            raise SOTRError("no images given; name files, folders or glob patterns")
         videos = tuple(_video(item) for item in items if _is_video(item))
         for video in videos:
             if isinstance(video, Path) and not video.is_file():
@@ -41,10 +41,10 @@ class Inputs:
         return cls(tuple(item for item in items if not _is_video(item)), videos)
 
     def paths(self) -> list[Path]:
-        """Every picture once, in order.
+        """Every image once, in order.
 
         Raises:
-            SOTRError: an input does not exist or holds no pictures; files that a list names are not looked for.
+            SOTRError: an input does not exist or holds no images; files that a list names are not looked for.
         """
         found: dict[str, Path] = {}
         for name in self.names():
@@ -52,7 +52,7 @@ class Inputs:
         return list(found.values())
 
     def names(self) -> Iterator[str]:
-        """The paths of all pictures as they come; lists are read line by line.
+        """The paths of all images as they come; lists are read line by line.
 
         Raises:
             SOTRError: as `paths`.
@@ -65,18 +65,26 @@ class Inputs:
 
 
 def is_list(item: str | Path) -> bool:
-    """Whether an input is a text file that lists pictures."""
+    """Whether an input is a text file that lists images."""
     return Path(item).suffix.lower() == LIST_SUFFIX and Path(item).is_file()
 
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+        with path.open("rb") as begun:
+            marked = begun.read(2) in (b"\xff\xfe", b"\xfe\xff")  # PowerShell's > writes UTF-16
+        encoding, errors = ("utf-16", "strict") if marked else ("utf-8-sig", "surrogateescape")
+        with path.open(encoding=encoding, errors=errors) as file:
             empty = True
             for line in file:
-                if name := line.rstrip("\r\n"):
+                name = line.rstrip("\r\n")
+                if name != name.strip() and not os.path.exists(name):
+                    name = name.strip()
+                if name:
                     empty = False
                     yield name
+    except UnicodeDecodeError:
+        raise SOTRError(f"{path}: is no text in UTF-16, as its first bytes say; save it as UTF-8") from None
     except OSError as error:
         raise SOTRError(f"{path}: cannot be read: {error.strerror or error}") from error
     if empty:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,17 +18,20 @@ from sotr.loading import load
 from sotr.model.predictor import ENGINE_AFTER, Predictor
 from sotr.prediction.inputs import Inputs
 from sotr.prediction.output import (
+    LABELME_FOLDER,
     MASKS_FOLDER,
     OVERLAY_SUFFIX,
     PREDICTIONS_FILE,
     RESULTS_FILE,
     TABLE_FILE,
     ResultFiles,
+    image_ids,
     is_earlier_result,
     output_names,
     printable,
     relative_names,
     result_files,
+    write_labelme,
     write_masks,
     write_png,
 )
@@ -53,6 +56,17 @@ class PredictionSummary:
     """Folder with the results."""
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be written."""
+
+    overlays: bool
+    csv: bool
+    masks: bool
+    polygons: bool
+    labelme: bool
+
+
 def predict(
     pictures: Sequence[str | Path],
     model: str | Path | Predictor = "nuclei",
@@ -73,6 +87,9 @@ def predict(
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["auto", "pytorch"] = "auto",
     decode: str | None = None,
+    polygons: bool = False,
+    labelme: bool = False,
+    ids_from: str | None = None,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -118,6 +135,11 @@ def predict(
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
         decode: decoding settings to change, such as points_nms=true,nms=linear; the names are those of
             `sotr.decoding.DecodeOptions`. Exported files have their own.
+        polygons: write the masks in OUT/predictions.json as polygons, for tools that read no run-length encodings;
+            drawn again, they are the masks.
+        labelme: write OUT/labelme/NAME.json for each image, its objects as labelme's polygons.
+        ids_from: COCO annotation file whose image ids are used, by the names of the images, so that OUT/results.json
+            can be scored against it.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -131,13 +153,15 @@ def predict(
         raise SOTRError(f"{out} is a file; give a folder for the results with --out")
     inputs = Inputs.of(pictures)
     share = choose_shard(shard, shards, chunk_size)
-    if share is not None and (inputs.videos or masks or csv):
-        raise SOTRError("shards are of pictures, and write JSON lines only; leave out videos, masks and csv")
+    asked = _asked(masks=masks, csv=csv, polygons=polygons, labelme=labelme, ids_from=ids_from is not None)
+    if share is not None and (inputs.videos or asked):
+        raise SOTRError(f"shards are of images, and write JSON lines only; leave out {asked or 'videos'}")
     if inputs.videos:
         check_packages()
-        if not inputs.pictures and (masks or csv):
-            raise SOTRError("masks and csv are of pictures; those of a video are in its .frames.jsonl")
+        if not inputs.pictures and asked:
+            raise SOTRError(f"{asked} are of images; what a video holds is in its .frames.jsonl")
     paths, left_out = _chosen(inputs, out) if share is None and inputs.pictures else ([], 0)
+    ids: Sequence[int | None] = [None] * len(paths) if ids_from is None else image_ids(Path(ids_from), paths)
     if isinstance(model, (str, Path)):
         model = load(model, device if share is None else device_of_rank(device, model), precision, engine)
         if inputs.videos or tile is not None or len(paths) >= ENGINE_AFTER:
@@ -156,7 +180,9 @@ def predict(
                 f"{left_out} overlays and masks of an earlier run in {escape(str(out))} left out"
             )
         if paths:
-            summary = _predict_pictures(segmentation, paths, out, overlays, masks, csv, quiet)
+            summary = _predict_pictures(
+                segmentation, paths, out, _Wanted(overlays, csv, masks, polygons, labelme), ids, quiet
+            )
         if inputs.videos:
             frames, objects, failures = predict_videos(segmentation, inputs.videos, out, overlays, quiet)
             summary = PredictionSummary(
@@ -167,6 +193,11 @@ def predict(
         raise SOTRError(
             f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
         ) from error
+
+
+def _asked(**settings: bool) -> str:
+    """The settings that are on."""
+    return ", ".join(name for name, wanted in settings.items() if wanted)
 
 
 def _chosen(inputs: Inputs, out: Path) -> tuple[list[Path], int]:
@@ -183,9 +214,8 @@ def _predict_pictures(
     segmentation: Segmentation,
     paths: Sequence[Path],
     out: Path,
-    overlays: bool,
-    masks: bool,
-    csv: bool,
+    wanted: _Wanted,
+    ids: Sequence[int | None],
     quiet: bool,
 ) -> PredictionSummary:
     """Segment pictures into one set of result files."""
@@ -207,11 +237,11 @@ def _predict_pictures(
     waits = Waits()
     with (
         progress(len(paths), not quiet and (len(paths) > 1 or segmentation.tile is not None)) as advance,
-        result_files(out, info, model.class_names, model.category_ids, csv) as files,
+        result_files(out, info, model.class_names, model.category_ids, wanted.csv, wanted.polygons) as files,
         write_behind(waits) as writer,
     ):
-        segmented = segment_files(segmentation, paths, waits, advance, overlays)
-        for picture, file_name, name in zip(segmented, file_names, names, strict=True):
+        segmented = segment_files(segmentation, paths, waits, advance, wanted.overlays)
+        for picture, file_name, name, image_id in zip(segmented, file_names, names, ids, strict=True):
             if picture.instances is None:
                 failures.append((printable(str(picture.path)), printable(picture.error)))
                 continue
@@ -219,20 +249,22 @@ def _predict_pictures(
             # A mask is a picture of the same size, and there may be thousands.
             whole = math.prod(picture.instances.image_size) <= MAX_PIXELS
             large += not whole
-            writer.do(partial(_write, files, report, picture, file_name, out, name, masks and whole))
+            own = wanted if whole else replace(wanted, masks=False)
+            writer.do(partial(_write, files, report, picture, file_name, out, name, own, image_id))
 
     if report.pictures:
         console.print(report.table())
-    written = [PREDICTIONS_FILE, RESULTS_FILE] + [TABLE_FILE] * csv
-    extra = [counted(report.pictures - undrawn, "overlay")] * overlays + [f"masks in {MASKS_FOLDER}/"] * masks
+    written = [PREDICTIONS_FILE, RESULTS_FILE] + [TABLE_FILE] * wanted.csv
+    extra = [counted(report.pictures - undrawn, "overlay")] * wanted.overlays
+    extra += [f"masks in {MASKS_FOLDER}/"] * wanted.masks + [f"polygons in {LABELME_FOLDER}/"] * wanted.labelme
     console.print(
         f"{report.pictures} of {counted(len(paths), 'picture')} in {time.perf_counter() - started:.1f} s; "
         f"in {escape(str(out))}: {', '.join(written + extra)}",
         soft_wrap=True,
     )
-    if overlays and undrawn:
+    if wanted.overlays and undrawn:
         console.print(f"no overlay of {counted(undrawn, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
-    if masks and large:
+    if wanted.masks and large:
         console.print(f"no masks of {counted(large, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
     print_failures(failures)
     return PredictionSummary(report.pictures, report.objects, failures, out)
@@ -245,13 +277,16 @@ def _write(
     file_name: str,
     out: Path,
     name: str,
-    masks: bool,
+    wanted: _Wanted,
+    image_id: int | None,
 ) -> None:
     """Write all that is asked for of one picture."""
     assert picture.instances is not None
-    files.add(file_name, picture.instances)
+    files.add(file_name, picture.instances, image_id)
     if picture.image is not None:
         write_png(out / f"{name}{OVERLAY_SUFFIX}", picture.instances.draw(picture.image))
-    if masks:
+    if wanted.masks:
         write_masks(out / MASKS_FOLDER / name, picture.instances)
+    if wanted.labelme:
+        write_labelme(out / LABELME_FOLDER / f"{name}.json", picture.instances, picture.path)
     report.add(file_name, picture.instances)

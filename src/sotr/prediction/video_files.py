@@ -17,13 +17,19 @@ from sotr.errors import SOTRError
 DEFAULT_RATE = 30.0
 """Frames per second where a video or camera does not tell."""
 
+_BT709 = 1
+"""FFmpeg's number of that color space, of its primaries and of its transfer curve."""
+
+_LIMITED, _FULL = 1, 2
+"""FFmpeg's numbers for brightness in 16..235 and in 0..255."""
+
 TICKS = 90_000
 """Units of time per second in the videos that are written."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a video."""
+    """One image of a video."""
 
     number: int
     seconds: float
@@ -45,20 +51,26 @@ class Video:
 
 @contextmanager
 def film(file: IO[bytes], rate: float) -> Iterator[Callable[[NDArray[np.uint8], float], None]]:
-    """An H.264 video, which browsers play; yields a function that adds a picture at its time in seconds."""
+    """An H.264 video, which browsers play; yields a function that adds an image at its time in seconds."""
     import av
 
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options={"crf": "20"})
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
+        # Players guess the meaning of colors that are not tagged, by the size of the video.
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+        codec.color_range = _LIMITED
         last = -1
 
         def add(image: NDArray[np.uint8], seconds: float) -> None:
             nonlocal last
-            # The format halves the colours' resolution: sides must be even.
+            # The format halves the colors' resolution: sides must be even.
             height, width = image.shape[0] % 2, image.shape[1] % 2
-            picture = av.VideoFrame.from_ndarray(np.pad(image, ((0, height), (0, width), (0, 0)), "edge"))
+            picture = av.VideoFrame.from_ndarray(np.pad(image, ((0, height), (0, width), (0, 0)), "edge")).reformat(
+                format=stream.pix_fmt, src_color_range=_FULL, dst_colorspace=_BT709, dst_color_range=_LIMITED
+            )
             if last < 0:
                 stream.height, stream.width = picture.height, picture.width
             last = max(last + 1, round(seconds * TICKS))
@@ -84,7 +96,7 @@ def open_video(path: Path) -> Iterator[Video]:
         raise SOTRError(f"is not a video that can be read; {_reason(error)}") from None
     with container:
         if not container.streams.video:
-            raise SOTRError("holds no pictures")
+            raise SOTRError("holds no images")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
 

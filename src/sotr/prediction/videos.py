@@ -79,7 +79,7 @@ def _predict_video(
         # A file without a single readable frame is found out before anything is written.
         first = next(ahead, None)
         if first is None:
-            raise SOTRError("holds no pictures")
+            raise SOTRError("holds no images")
         target = stack.enter_context(atomic_write(out / f"{name}{VIDEO_SUFFIX}")) if overlays else None
         lines = stack.enter_context(atomic_write(out / f"{name}{FRAMES_SUFFIX}", "w"))
         table = csv.writer(stack.enter_context(atomic_write(out / f"{name}{COUNTS_SUFFIX}", "w")), lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Drawing objects over their picture."""
+"""Drawing objects over their image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sotr.results.instances import Instances
 
 SMALL_PICTURE = 600
-"""Pictures whose shortest edge is below this many pixels are enlarged, so that outlines are thin beside the objects."""
+"""Images whose shortest edge is below this many pixels are enlarged, so that outlines are thin beside the objects."""
 
 MAX_SCALE = 6
 """Largest enlargement that is chosen without being asked for."""
@@ -28,15 +28,18 @@ MANY_OBJECTS = 12
 """With more objects than this a label needs twice the room; if few scores of a single class fit, none is written."""
 
 FILL = 0.35
-"""Opacity of the colour inside an object."""
+"""Opacity of the color inside an object."""
 
 HALO = 0.55
-"""Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own colour."""
+"""Opacity of the dark rim beside an outline, which keeps it visible on bright ground and on its own color."""
+
+_UNIVERSAL = "uni"
+"""OpenCV's font with the characters of most scripts, from its version 5."""
 
 ROWS_AT_ONCE = 256
-"""Rows of the picture that are in floating point together."""
+"""Rows of the image that are in floating point together."""
 
-# Bright, and told apart with the common kinds of colour blindness: Okabe and Ito's set without its black and its dark
+# Bright, and told apart with the common kinds of color blindness: Okabe and Ito's set without its black and its dark
 # blue, filled up in the spirit of Paul Tol's schemes. Neighbours in the list differ much.
 COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 176, 0),
@@ -69,16 +72,16 @@ def draw_overlay(
     scale: int | None = None,
     tracks: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """See `Instances.draw`, which is the way to call this for pictures.
+    """See `Instances.draw`, which is the way to call this for images.
 
     For frames of a video, `tracks` gives each object the number that it has in all of them, or -1: objects are then
-    coloured by it, and labelled with class and number.
+    colored by it, and labelled with class and number.
     """
     picture = load_image(image)
     height, width = picture.shape[:2]
     if (height, width) != instances.image_size:
         raise SOTRError(
-            f"the picture is {height} x {width} (height x width), but the objects were found in one of "
+            f"the image is {height} x {width} (height x width), but the objects were found in one of "
             f"{instances.image_size[0]} x {instances.image_size[1]}; draw them on that"
         )
     if scale is None:
@@ -113,7 +116,7 @@ def draw_overlay(
 
 
 def _object_colors(instances: "Instances") -> list[tuple[int, int, int]]:
-    """One colour per object: its class's where the model has several, else one that no near object has."""
+    """One color per object: its class's where the model has several, else one that no near object has."""
     if len(instances.class_names) > 1:
         return [_class_color(int(label)) for label in instances.labels_I]
     centers_I2 = (instances.boxes_I4[:, :2] + instances.boxes_I4[:, 2:]) / 2
@@ -159,7 +162,7 @@ def _shape(instances: "Instances", i: int, scale: int) -> _Shape:
 
 
 def _thickness(instances: "Instances", scale: int) -> int:
-    """Outline width in pixels: grows with the picture, stays thin where objects are tiny."""
+    """Outline width in pixels: grows with the image, stays thin where objects are tiny."""
     if not len(instances) or np.median(np.sqrt(instances.areas_I)) * scale < 24:
         return 1
     return max(1, round(min(instances.image_size) * scale / 500))
@@ -193,8 +196,8 @@ def _with_labels(
     sizes: dict[int, tuple[str, int, int]] = {}
     for i, shape in shapes.items():
         text = texts[i]
-        left, top, right, bottom = font.getbbox(text, anchor="ls")
-        w, h = round(right - left) + 2 * padding, round(bottom - top) + 2 * padding
+        text_w, text_h = _text_size(text, font)
+        w, h = text_w + 2 * padding, text_h + 2 * padding
         if np.count_nonzero(shape.mask_hw) >= (0.6 if few else 1.2) * w * h:
             sizes[i] = (text, w, h)
     if one_class and not few and len(sizes) < len(shapes) / 2:
@@ -211,10 +214,51 @@ def _with_labels(
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 pen.rounded_rectangle(box, radius=padding, fill=_lighter(colors[i]))
                 ink = (16, 16, 16) if np.dot(colors[i], (0.299, 0.587, 0.114)) > 100 else (250, 250, 250)
-                pen.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, ink, font, anchor="mm")
+                _write(sheet, pen, text, (x0 + w / 2, y0 + h / 2), font, ink)
                 taken.append(box)
                 break
     return np.array(sheet)
+
+
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def _is_plain(text: str, font: _Font) -> bool:
+    """Whether Pillow's own font has all characters of a text; others it draws as boxes."""
+    missing = bytes(font.getmask("\uffff"))
+    return text.isascii() or not any(bytes(font.getmask(c)) == missing for c in set(text) if not c.isspace())
+
+
+def _text_size(text: str, font: _Font) -> tuple[int, int]:
+    if _is_plain(text, font) or not hasattr(cv2, "FontFace"):
+        left, top, right, bottom = font.getbbox(text, anchor="ls")
+        return round(right - left), round(bottom - top)
+    _, _, w, h = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace(_UNIVERSAL), round(_size_of(font)))
+    return w, h
+
+
+def _write(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    center: tuple[float, float],
+    font: _Font,
+    ink: tuple[int, int, int],
+) -> None:
+    """Write a text around a point: with Pillow's font if that has its characters, else with OpenCV's universal one."""
+    if _is_plain(text, font) or not hasattr(cv2, "FontFace"):
+        pen.text(center, text, ink, font, anchor="mm")
+        return
+    face, size = cv2.FontFace(_UNIVERSAL), round(_size_of(font))
+    x, y, w, h = cv2.getTextSize((0, 0), text, (0, 0), face, size)
+    left, top = round(center[0] - w / 2), round(center[1] - h / 2)
+    part = np.array(sheet.crop((left, top, left + w, top + h)))
+    cv2.putText(part, text, (-x, -y), ink, face, size)
+    sheet.paste(Image.fromarray(part), (left, top))
+
+
+def _size_of(font: _Font) -> float:
+    return font.size if isinstance(font, ImageFont.FreeTypeFont) else 11
 
 
 def _label_places(shape: _Shape, w: int, h: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The one result type: the objects found in (or labelled on) one picture.
+"""The one result type: the objects found in (or labelled on) one image.
 
 Masks are kept as COCO run-length encodings, a few hundred bytes each, so that thousands of results fit in memory; the
 dense view is made on demand. Nothing here needs PyTorch.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """Objects of one picture, best score first. Made by `from_rles` or `from_masks`.
+    """Objects of one image, best score first. Made by `from_rles` or `from_masks`.
 
     Attributes:
         scores_I: float32 in 0..1, descending.
@@ -34,7 +34,7 @@ class Instances:
         rles: COCO compressed RLE of each mask, {"size": [H, W], "counts": str}; ready for `json.dumps`.
         class_names: every class of the model or data set, found here or not.
         category_ids: the original id of each class, aligned with `class_names`.
-        image_size: (H, W) of the picture in pixels.
+        image_size: (H, W) of the image in pixels.
     """
 
     ROW_COLUMNS: ClassVar[tuple[str, ...]] = (
@@ -133,7 +133,7 @@ class Instances:
 
     @classmethod
     def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
-        """No object in a picture of `image_size` (H, W)."""
+        """No object in an image of `image_size` (H, W)."""
         return cls.from_rles([], [], [], class_names, category_ids, image_size)
 
     def __len__(self) -> int:
@@ -183,8 +183,8 @@ class Instances:
         """Mask of object i inside its box, without the dense view of all: (mask_hw, x, y) with its top-left pixel."""
         x0, y0, x1, y1 = (int(value) for value in self.boxes_I4[i])
         height = self.image_size[0]
-        # Only the box's columns are rasterised (runs go down the columns): for a nucleus in a big picture that is
-        # some fifty times quicker than decoding the whole picture.
+        # Only the box's columns are rasterised (runs go down the columns): for a nucleus in a big image that is
+        # some fifty times quicker than decoding the whole image.
         run_ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([self.rles[i]])[0]["counts"], dtype=np.int64)
         starts, stops = run_ends[0:-1:2] - x0 * height, run_ends[1::2] - x0 * height
         real = stops > starts  # encoders may write runs of length zero, even outside the box
@@ -220,7 +220,7 @@ class Instances:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain Python values: picture size, classes, and one dict per object (box is xyxy)."""
+        """Everything as plain Python values: image size, classes, and one dict per object (box is xyxy)."""
         return {
             "height": self.image_size[0],
             "width": self.image_size[1],
@@ -244,13 +244,13 @@ class Instances:
 
     def to_rows(self) -> list[dict[str, str | int | float]]:
         """One flat dict per object for a table or CSV, with the keys `ROW_COLUMNS`: object (position), class,
-        category_id, score, area, the box (half-open) and the centre of mass, in pixels."""
+        category_id, score, area, the box (half-open) and the center of mass, in pixels."""
         rows: list[dict[str, str | int | float]] = []
         for i, (score, label, area, box) in enumerate(
             zip(self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, strict=True)
         ):
             mask_hw, x, y = self.mask_crop(i)
-            # Half-open pixels: the centre of pixel 0 lies at 0.5. An empty mask has no centre of mass.
+            # Half-open pixels: the center of pixel 0 lies at 0.5. An empty mask has no center of mass.
             y_center = y + mask_hw.sum(1) @ (np.arange(mask_hw.shape[0]) + 0.5) / area if area else 0.0
             x_center = x + mask_hw.sum(0) @ (np.arange(mask_hw.shape[1]) + 0.5) / area if area else 0.0
             values = (
@@ -281,20 +281,20 @@ class Instances:
     def draw(
         self, image: "NDArray[np.uint8] | Image.Image | str | Path", scale: int | None = None
     ) -> NDArray[np.uint8]:
-        """The picture with each object filled, outlined and, where there is room, labelled.
+        """The image with each object filled, outlined and, where there is room, labelled.
 
         Colours tell objects apart when the model has one class, and classes otherwise.
 
         Args:
-            image: the picture of `image_size`: HW3 uint8 RGB, PIL, or a file.
-            scale: enlargement of the result, a whole number >= 1; None enlarges small pictures (shortest edge below
+            image: the image of `image_size`: HW3 uint8 RGB, PIL, or a file.
+            scale: enlargement of the result, a whole number >= 1; None enlarges small images (shortest edge below
                 600 px) so that outlines stay thin beside the objects.
 
         Returns:
-            RGB uint8 picture of shape (scale * H, scale * W, 3).
+            RGB uint8 image of shape (scale * H, scale * W, 3).
 
         Raises:
-            SOTRError: the picture cannot be read or has another size than the masks.
+            SOTRError: the image cannot be read or has another size than the masks.
         """
         from sotr.results.drawing import draw_overlay
 
@@ -332,7 +332,7 @@ def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         raise SOTRError('a mask must be a COCO RLE: {"size": [height, width], "counts": ...}') from error
     if rle_size != size:
         raise SOTRError(
-            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit a picture of {size[0]} x {size[1]}"
+            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit an image of {size[0]} x {size[1]}"
         )
     try:
         if not isinstance(counts, (str, bytes)):

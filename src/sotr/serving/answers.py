@@ -5,13 +5,14 @@ import io
 import json
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from sotr.masks.polygons import flat
 from sotr.results.instances import Instances
+from sotr.results.outlines import polygons_of
 
 MaskKind = Literal["rle", "polygons", "png"]
 
@@ -63,9 +64,12 @@ def to_json(instances: Instances, model: str, masks: MaskKind) -> bytes:
     """The body of a JSON answer, see `Prediction`."""
     answer: dict[str, Any] = {"model": model, **instances.to_json()}
     if masks != "rle":
-        encode = _polygons if masks == "polygons" else _png_mask
         for i, found in enumerate(answer["objects"]):
-            found["segmentation"] = encode(*instances.mask_crop(i))
+            found["segmentation"] = (
+                [flat(polygon) for polygon in polygons_of(instances, i)]
+                if masks == "polygons"
+                else _png_mask(*instances.mask_crop(i))
+            )
     return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -78,17 +82,3 @@ def to_png(image: NDArray[np.uint8]) -> bytes:
 
 def _png_mask(mask_hw: NDArray[np.bool_], x: int, y: int) -> dict[str, Any]:
     return {"x": x, "y": y, "png": base64.b64encode(to_png(mask_hw * np.uint8(255))).decode()}
-
-
-def _polygons(mask_hw: NDArray[np.bool_], x: int, y: int) -> list[list[float]]:
-    """The outer outlines as COCO polygons, x and y in turn; they fill holes, which such polygons cannot express.
-
-    OpenCV's contours run through the middles of the outermost pixels and so lose half a pixel all around. Here each
-    pixel becomes 3 x 3 samples that share their borders with the neighbours', so that contours run along the edges.
-    """
-    height, width = mask_hw.shape
-    samples = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
-    samples[1::2, 1::2] = mask_hw
-    joined = cv2.dilate(samples, np.ones((3, 3), np.uint8))
-    contours, _ = cv2.findContours(joined, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [(contour.reshape(-1, 2) / 2 + (x, y)).ravel().tolist() for contour in contours]

@@ -113,9 +113,7 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
         ] = "json",
         masks: Annotated[
             MaskKind,
-            Query(
-                description="in JSON: COCO RLE; COCO polygons (outer outlines, which fill holes); or a PNG per object"
-            ),
+            Query(description="in JSON: COCO RLE; COCO polygons (outlines, with cuts to holes); or a PNG per object"),
         ] = "rle",
     ) -> Response:
         """Finds the objects in one picture. Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""

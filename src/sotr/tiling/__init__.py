@@ -1,4 +1,4 @@
-"""Pictures of any size: cut into overlapping tiles, whose objects become those of the picture."""
+"""Images of any size: cut into overlapping tiles, whose objects become those of the image."""
 
 from sotr.tiling.grid import OVERLAP, Grid, check_tiles
 from sotr.tiling.merge import merge_tiles

@@ -1,7 +1,7 @@
-"""Masks as pieces of picture columns: placed, measured, compared and united many at a time.
+"""Masks as pieces of image columns: placed, measured, compared and united many at a time.
 
-A mask in a tile is moved into the whole picture, cut to a rectangle or joined to its continuation in the next tile
-without a pixel of it being drawn, so that neither the picture's size nor the number of its objects takes memory.
+A mask in a tile is moved into the whole image, cut to a rectangle or joined to its continuation in the next tile
+without a pixel of it being drawn, so that neither the image's size nor the number of its objects takes memory.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Columns:
-    """I masks in a picture's pixels; mask i owns the pieces `offsets[i]:offsets[i + 1]`, left to right, downwards.
+    """I masks in an image's pixels; mask i owns the pieces `offsets[i]:offsets[i + 1]`, left to right, downwards.
 
     A piece is the pixels `top` to `bottom` (half-open) of column `x`. Pieces of a mask do not overlap.
     """
@@ -52,7 +52,7 @@ class Columns:
         return Columns(self.x[pieces], self.top[pieces], self.bottom[pieces], offsets)
 
     def counts(self, height: int, width: int) -> list[list[int]]:
-        """COCO run lengths of each mask in a picture of that size."""
+        """COCO run lengths of each mask in an image of that size."""
         edges = np.column_stack((self.x * height + self.top, self.x * height + self.bottom))
         return [
             _run_lengths(edges[low:high], height * width)
@@ -69,7 +69,7 @@ def _run_lengths(edges: Ints, pixels: int) -> list[int]:
 
 
 def place(runs: Runs, x_I: Ints, y_I: Ints) -> Columns:
-    """Masks of tiles in the pixels of the picture; (x, y) is the top-left pixel of each mask's tile."""
+    """Masks of tiles in the pixels of the image; (x, y) is the top-left pixel of each mask's tile."""
     heights = np.repeat(runs.heights_I, np.diff(runs.offsets))
     first, last = runs.starts // heights, (runs.ends - 1) // heights
     pieces = last - first + 1

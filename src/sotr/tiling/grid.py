@@ -1,4 +1,4 @@
-"""Where the tiles of a picture lie."""
+"""Where the tiles of an image lie."""
 
 import math
 from dataclasses import dataclass
@@ -18,17 +18,17 @@ OVERLAP = 0.2
 
 @dataclass(frozen=True)
 class Grid:
-    """Overlapping tiles that cover a picture; all have the same size, so that a network sees them at one scale.
+    """Overlapping tiles that cover an image; all have the same size, so that a network sees them at one scale.
 
-    They are spread evenly: two neighbours share `overlap` of their side, or somewhat more.
+    They are spread evenly: two neighbors share `overlap` of their side, or somewhat more.
     """
 
     height: int
-    """Of the picture, in pixels."""
+    """Of the image, in pixels."""
     width: int
-    """Of the picture, in pixels."""
+    """Of the image, in pixels."""
     tile: int
-    """Side of a tile in pixels; the picture's own side where that is shorter."""
+    """Side of a tile in pixels; the image's own side where that is shorter."""
     overlap: float = OVERLAP
     """Least part of a tile's side that it shares with the next one, above 0 and at most 0.5."""
 
@@ -45,7 +45,7 @@ class Grid:
 
     @cached_property
     def inner_T4(self) -> NDArray[np.bool_]:
-        """Which sides of each tile lie inside the picture, and may cut an object."""
+        """Which sides of each tile lie inside the image, and may cut an object."""
         return self.boxes_T4 != (0, 0, self.width, self.height)
 
     @property

@@ -1,4 +1,4 @@
-"""From what was found in each tile to the objects of the picture: each once and whole.
+"""From what was found in each tile to the objects of the image: each once and whole.
 
 Tiles overlap, so an object is seen in several of them, whole in some, cut by the border of others. Three steps make
 one object of its views:
@@ -46,7 +46,7 @@ Many = TypeVar("Many", Ints, list[Ints])
 def merge_tiles(
     grid: Grid, found: Iterable[tuple[int, Instances]], class_names: Sequence[str], category_ids: Sequence[int]
 ) -> Instances:
-    """The objects of a picture from those of its tiles.
+    """The objects of an image from those of its tiles.
 
     Args:
         grid: where the tiles lie.
@@ -56,7 +56,7 @@ def merge_tiles(
         category_ids: of the M classes.
 
     Returns:
-        Objects of the picture's size; the score of one that was put together is the mean of its parts', by area.
+        Objects of the image's size; the score of one that was put together is the mean of its parts', by area.
     """
     views = view_tiles(grid, found)
     pairs_P2 = views.meetings()

@@ -1,4 +1,4 @@
-"""One large picture through a model, tile by tile."""
+"""One large image through a model, tile by tile."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,25 +25,25 @@ def segment_tiles(
     batch_size: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Instances:
-    """Segment a picture of any size in tiles, and merge what was found in them.
+    """Segment an image of any size in tiles, and merge what was found in them.
 
-    Besides the picture, if it is in memory at all (see `open_picture`), this holds two batches of tiles, one of which
+    Besides the image, if it is in memory at all (see `open_picture`), this holds two batches of tiles, one of which
     is read while the other is in the network, and the compressed masks.
 
     Args:
-        predict: gives the objects of each of a list of HW3 uint8 RGB pictures.
+        predict: gives the objects of each of a list of HW3 uint8 RGB images.
         picture: from `open_picture`.
-        tile: side of a tile in pixels. A tile is a picture of its own: the model enlarges or shrinks it to its own size
-            of pictures, so choose it such that objects look as large in it as in the pictures of the training data.
+        tile: side of a tile in pixels. A tile is an image of its own: the model enlarges or shrinks it to its own size
+            of images, so choose it such that objects look as large in it as in the images of the training data.
         overlap: part of its side, above 0 and at most 0.5, that a tile shares with the next one, or somewhat more.
             Objects that fit into it are taken whole from one tile; larger ones are put together.
         class_names: of the M classes of the model.
         category_ids: of the M classes of the model.
         batch_size: tiles that are predicted together.
-        progress: called after each batch with the part of the picture that this batch was; the parts add up to 1.
+        progress: called after each batch with the part of the image that this batch was; the parts add up to 1.
 
     Raises:
-        SOTRError: the picture cannot be read, or a setting is out of range.
+        SOTRError: the image cannot be read, or a setting is out of range.
     """
     grid = Grid(picture.height, picture.width, tile, overlap)
     return merge_tiles(grid, _found(predict, picture, grid, batch_size, progress), class_names, category_ids)

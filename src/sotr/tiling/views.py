@@ -1,4 +1,4 @@
-"""What is seen in the tiles of a picture, before it is known which of it belongs together."""
+"""What is seen in the tiles of an image, before it is known which of it belongs together."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Views:
     scores_V: NDArray[np.float32]
     labels_V: Ints
     boxes_V4: Ints
-    """xyxy in the picture's pixels, half-open."""
+    """xyxy in the image's pixels, half-open."""
     areas_V: Ints
     rles: Sequence[bytes]
     """Masks in their tile's pixels."""
@@ -34,12 +34,12 @@ class Views:
 
     @property
     def distances_V4(self) -> Ints:
-        """Pixels from each side of a box to that side of its tile; very many where that is the picture's own."""
+        """Pixels from each side of a box to that side of its tile; very many where that is the image's own."""
         distances_V4 = np.abs(self.boxes_V4 - self.grid.boxes_T4[self.tiles_V])
         return np.where(self.grid.inner_T4[self.tiles_V], distances_V4, np.iinfo(np.int64).max)
 
     def columns(self, views: Ints) -> Columns:
-        """The masks of these views in the picture's pixels."""
+        """The masks of these views in the image's pixels."""
         x, y = self.grid.boxes_T4[self.tiles_V[views], :2].T
         tile_height = min(self.grid.tile, self.grid.height)
         return place(runs_of([self.rles[view] for view in views], tile_height), x, y)
@@ -118,6 +118,6 @@ def _seen_better(grid: Grid, tile: int, boxes_I4: Ints) -> Bools:
 
 
 def _near_border(grid: Grid, tile: int, boxes_I4: Ints, margin: int) -> Bools:
-    """Which sides of each box lie beyond that side of the tile or nearer than `margin`; the picture's own never do."""
+    """Which sides of each box lie beyond that side of the tile or nearer than `margin`; the image's own never do."""
     inside_I4 = (boxes_I4 - grid.boxes_T4[tile]) * (1, 1, -1, -1)
     return (inside_I4 < margin) & grid.inner_T4[tile]

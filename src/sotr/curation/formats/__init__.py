@@ -1,6 +1,6 @@
-"""Readers of other formats, one module each: `recognises(folder)` tells whether a folder is of it, and `read(folder)`
-yields its pictures with their objects as COCO has them.
+"""Readers of data sets in other formats, one module each, with a `NAME`, a `recognizes(folder)` and a `read(folder)`
+that returns a `Source`: the images with their objects as COCO has them.
 
-supervision reads two of them, too, but holds a dense mask of every object of every picture in memory, draws polygons
-anew as pixels, and does not say in which line a file is wrong; so these readers are our own, and short.
+supervision reads two of these formats, too, but holds a dense mask of every object of every image in memory, draws
+polygons anew as pixels, and does not say in which line a file is wrong.
 """

@@ -1,117 +1,164 @@
-"""Folders of mask pictures, one per object or one with numbers per picture.
+"""Folders of mask images, one for each object or one with numbers for each image.
 
-Layouts that are known, each by itself or in folders train and val:
+Layouts that are known, each by itself, in folders train and val, or with these folders in images/ and masks/:
 
-- `images/NAME.ext` and `masks/NAME.png`, in which 0 is background and each other number, palette index or colour is
-  one object;
-- `images/NAME.ext` and `masks/NAME/*.png`, one picture per object, of which what is not 0 belongs to it; in
+- `images/NAME.ext` and `masks/NAME.png` (also `NAME_mask.png` or `NAME_masks.png`, there or, as Cellpose writes them,
+  beside the images), in which 0 is background and each other number, palette index or color is one object;
+- `images/NAME.ext` and `masks/NAME/*.png`, one image for each object, of which what is not 0 belongs to it; in
   `masks/NAME/CLASS/*.png` the folder is its class;
-- `NAME/images/*.ext` and `NAME/masks/*.png`, a folder per picture (as in the Data Science Bowl 2018).
+- `NAME/images/*.ext` and `NAME/masks/*.png`, a folder for each image (as in the Data Science Bowl 2018).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sotr.curation.formats.common import (
-    LabelledObject,
-    LabelledPicture,
-    load_labels,
-    picture_of,
-    pictures_in,
-    rle_of,
-    split_folders,
-)
-from sotr.data.images import picture_size
+from sotr.curation.formats.common import OBJECT, LabelledImage, Source, images_in, rle_of, split_folders
+from sotr.curation.formats.label_images import LabelImage, has_soft_edges, is_inverted, load_labels, parts_of
+from sotr.data.images import image_size, images_below
 from sotr.errors import SOTRError
 
 NAME = "masks"
-CLASS = "object"
-"""Of objects whose class nothing tells."""
+
+ENDINGS = ("", "_mask", "_masks", "_cp_masks", "_label", "_labels", "-mask", "-masks")
+"""What may come behind an image's name in the name of its mask."""
+
+Numbers = Literal["objects", "parts", "classes"]
+"""What a number in a mask is: an object; objects, each separate part one; or a class, whose parts are objects."""
+
+PARTS = "a number with several separate parts was taken for one object (--numbers parts makes each part an object)"
+INVERTED = "a mask covers the corners and most of the image; if its objects are 0, invert it"
+ALPHA = "the alpha channel was taken for the mask, because all colors are alike"
+HALF = "soft edges: pixels above half of the largest value were taken for the object"
+
+_Task = Callable[[], LabelledImage]
 
 
-def recognises(folder: Path) -> bool:
-    """Whether there are folders images and masks, or folders that hold these."""
+def recognizes(folder: Path) -> bool:
+    """Whether there are folders images and masks, folders that hold these, or images with masks beside them."""
     return any(
-        _pair(part) or any(_pair(sub) for sub in part.iterdir() if sub.is_dir()) for _, part in split_folders(folder)
+        _is_pair(part) or any(_is_pair(sub) for sub in part.iterdir() if sub.is_dir()) or _beside(part)
+        for _, part in split_folders(folder)
     )
 
 
-def read(folder: Path) -> Iterator[LabelledPicture]:
-    """The pictures of all splits; those without a mask have no objects.
-
-    Raises:
-        SOTRError: a mask cannot be read, is of another size than its picture, or has no picture.
-    """
+def read(folder: Path, numbers: Numbers = "objects") -> Source:
+    """The images of all splits; those without a mask have no objects."""
+    source = Source([])
+    tasks: list[_Task] = []
     for split, part in split_folders(folder):
-        if _pair(part):
-            yield from _flat(part, split)
+        if _is_pair(part):
+            for inner, images in split_folders(part / "images"):
+                masks = part / "masks" / images.relative_to(part / "images")
+                tasks += _flat(images, masks if masks.is_dir() else part / "masks", inner or split, numbers, source)
+        elif pairs := _beside(part):
+            tasks += [partial(_of_numbers, image, mask, split, numbers) for image, mask in pairs]
         else:
-            for sub in sorted(part.iterdir()):
-                if _pair(sub):
-                    yield _nested(sub, split)
+            tasks += [partial(_nested, sub, split) for sub in sorted(part.iterdir()) if _is_pair(sub)]
+    return Source(tasks, (), source.notes, source.broken)
 
 
-def _pair(folder: Path) -> bool:
+def _is_pair(folder: Path) -> bool:
     return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 
-def _flat(folder: Path, split: str | None) -> Iterator[LabelledPicture]:
-    images, masks = folder / "images", folder / "masks"
-    pictures = pictures_in(images)
-    stems = {path.stem for path in pictures}
-    for entry in sorted(masks.iterdir()):
-        stem = entry.name if entry.is_dir() else entry.stem
-        if not entry.name.startswith(".") and stem not in stems:
-            raise SOTRError(f"{entry}: has no picture {stem} in {images}; add it, or move the mask away")
-    for path in pictures:
-        numbered = picture_of(masks, path.stem)
-        if (masks / path.stem).is_dir():
-            yield _of_files(path, masks / path.stem, split)
-        elif numbered is not None:
-            yield _of_numbers(path, numbered, split)
-        else:
-            height, width = picture_size(path)
-            yield LabelledPicture(path, split, height, width, [])
-
-
-def _nested(folder: Path, split: str | None) -> LabelledPicture:
-    pictures = pictures_in(folder / "images")
-    if len(pictures) != 1:
-        raise SOTRError(f"{folder / 'images'}: holds {len(pictures)} pictures; one is expected beside masks/")
-    return _of_files(pictures[0], folder / "masks", split)
-
-
-def _of_files(path: Path, folder: Path, split: str | None) -> LabelledPicture:
-    height, width = picture_size(path)
-    files = [(CLASS, file) for file in pictures_in(folder)]
-    for sub in sorted(folder.iterdir()):
-        if sub.is_dir() and not sub.name.startswith("."):
-            files += [(sub.name, file) for file in pictures_in(sub)]
-    objects, skipped = [], []
-    for class_name, file in files:
-        mask_HW = load_labels(file) != 0
-        _check_size(file, mask_HW.shape, height, width)
-        if mask_HW.any():
-            objects.append(LabelledObject(class_name, rle_of(mask_HW)))
-        else:
-            skipped.append(f"{file}: has no pixel that is not 0")
-    return LabelledPicture(path, split, height, width, objects, skipped)
-
-
-def _of_numbers(path: Path, file: Path, split: str | None) -> LabelledPicture:
-    height, width = picture_size(path)
-    numbers_HW = load_labels(file)
-    _check_size(file, numbers_HW.shape, height, width)
-    objects = [
-        LabelledObject(CLASS, rle_of(numbers_HW == number)) for number in np.unique(numbers_HW).tolist() if number
+def _beside(folder: Path) -> list[tuple[Path, Path]]:
+    """Images with their masks beside them, as Cellpose writes them; images without one are left out."""
+    images = {path.stem: path for path in images_in(folder)}
+    return [
+        (image, images[stem + ending])
+        for stem, image in images.items()
+        for ending in ENDINGS[1:]
+        if stem + ending in images
     ]
-    return LabelledPicture(path, split, height, width, objects)
 
 
-def _check_size(file: Path, shape: tuple[int, ...], height: int, width: int) -> None:
-    if shape != (height, width):
+def _flat(images: Path, masks: Path, split: str | None, numbers: Numbers, source: Source) -> Iterator[_Task]:
+    paths = images_below(images)
+    files = {path.stem: path for path in reversed(images_below(masks))}
+    folders = {path.name: path for path in masks.iterdir() if path.is_dir()}
+    used: set[str] = set()
+    for path in paths:
+        stems = [path.stem + ending for ending in ENDINGS]
+        if path.stem in folders and images_below(folders[path.stem]):
+            used.add(path.stem)
+            yield partial(_of_files, path, folders[path.stem], split)
+        elif (stem := next((stem for stem in stems if stem in files), None)) is not None:
+            used.add(stem)
+            yield partial(_of_numbers, path, files[stem], split, numbers)
+        else:
+            yield partial(_without, path, split)
+    for stem, path in sorted(files.items()):
+        if stem not in used and not used & {parent.name for parent in path.parents if parent != masks}:
+            source.broken.append(f"{path}: has no image {stem} in {images}; add it, or move the mask away")
+
+
+def _without(path: Path, split: str | None) -> LabelledImage:
+    return LabelledImage(path, split, *image_size(path))
+
+
+def _nested(folder: Path, split: str | None) -> LabelledImage:
+    paths = images_in(folder / "images")
+    if len(paths) != 1:
+        raise SOTRError(f"{folder / 'images'}: holds {len(paths)} images; one is expected beside masks/")
+    return _of_files(paths[0], folder / "masks", split)
+
+
+def _of_files(path: Path, folder: Path, split: str | None) -> LabelledImage:
+    image = LabelledImage(path, split, *image_size(path))
+    for file in images_below(folder):
+        own = file.relative_to(folder).parts
+        try:
+            labels = load_labels(file, (image.height, image.width))
+        except SOTRError as error:
+            image.broken.append(str(error))
+            continue
+        mask_HW = labels.colors_HW != 0
+        if labels.is_lossy or has_soft_edges(labels):
+            mask_HW = labels.numbers_HW > labels.numbers_HW.max() / 2
+            image.notes.append(f"{HALF}: {file}")
+        _doubts(image, labels, mask_HW, file)
+        if mask_HW.any():
+            image.add(own[0] if len(own) > 1 else OBJECT, rle_of(mask_HW), str(file))
+        else:
+            image.skipped.append(f"{file}: has no pixel that is not 0")
+    return image
+
+
+def _of_numbers(path: Path, file: Path, split: str | None, numbers: Numbers) -> LabelledImage:
+    image = LabelledImage(path, split, *image_size(path))
+    labels = load_labels(file, (image.height, image.width))
+    if labels.is_lossy:
         raise SOTRError(
-            f"{file}: is {shape[1]} x {shape[0]}, its picture {width} x {height} (upright); make them equal"
+            f"{file}: is a JPEG, whose compression makes numbers of its own at edges; save masks as PNG or TIFF"
         )
+    if has_soft_edges(labels):
+        raise SOTRError(
+            f"{file}: has soft edges, whose {len(np.unique(labels.numbers_HW))} numbers are no objects; save masks "
+            "without smoothing, one number for each object"
+        )
+    for number in np.unique(labels.numbers_HW).tolist():
+        mask_HW = labels.numbers_HW == number
+        if not number:
+            continue
+        _doubts(image, labels, mask_HW, file)
+        parts = parts_of(mask_HW)
+        if numbers == "objects":
+            if len(parts) > 1:
+                image.notes.append(f"{PARTS}: {file} number {number}")
+            parts = [mask_HW]
+        class_name = f"class {number}" if numbers == "classes" else OBJECT
+        for part in parts:
+            image.add(class_name, rle_of(part), f"{file} number {number}")
+    return image
+
+
+def _doubts(image: LabelledImage, labels: LabelImage, mask_HW: NDArray[np.bool_], file: Path) -> None:
+    if labels.from_alpha and not any(note.startswith(ALPHA) for note in image.notes):
+        image.notes.append(f"{ALPHA}: {file}")
+    if is_inverted(mask_HW):
+        image.notes.append(f"{INVERTED}: {file}")
