@@ -1,6 +1,5 @@
 """The architecture of a SOTR network as one frozen value, and the named presets."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -30,6 +29,18 @@ VARIANTS = ("paper", "released")
 
 WIDTH_DUPLICATIONS = ("exact", "wrapped", "none")
 """What `SOTRConfig.width_duplication` may be."""
+
+
+_LIMITS = {
+    "num_classes": 100_000,
+    "width": 10_000,
+    "depth": 1_000,
+    "heads": 1_000,
+    "mask_stage_channels": 10_000,
+    "mask_channels": 10_000,
+    "image_size": 100_000,
+}
+"""Largest values of settings: beyond these a file is damaged, and a network would fill any memory."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +94,9 @@ class SOTRConfig:
     """Cap of the longest edge, in pixels, after that resize."""
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "width", "depth", "heads", "mask_stage_channels", "mask_channels", "image_size"):
-            if getattr(self, name) < 1:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, most in _LIMITS.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise SOTRError(f"{name} is {getattr(self, name):.6g}; it must lie in 1..{most:,}")
         if self.width % self.heads:
             raise SOTRError(f"width {self.width} is not divisible by heads {self.heads}; choose a width that is")
         for name in ("mask_stage_channels", "mask_channels"):
@@ -94,16 +105,16 @@ class SOTRConfig:
                     f"{name} is {getattr(self, name)}; GroupNorm needs a multiple of {GROUP_NORM_GROUPS} channels"
                 )
         levels = len(FPN_STRIDES)
-        if len(self.grids) != levels or min(self.grids) < 1:
-            raise SOTRError(f"grids is {self.grids}; give one positive number of cells for each of P2..P6")
+        if len(self.grids) != levels or not 1 <= min(self.grids) <= max(self.grids) <= 1000:
+            raise SOTRError(f"grids is {self.grids[:8]}; give a number of cells, 1..1000, for each of P2..P6")
         if len(self.scale_ranges) != levels or any(len(pair) != 2 for pair in self.scale_ranges):
             raise SOTRError(f"scale_ranges is {self.scale_ranges}; give one (low, high) pair for each of P2..P6")
         if any(low > high for low, high in self.scale_ranges):
             raise SOTRError(f"scale_ranges is {self.scale_ranges}; in each pair low must not exceed high")
         if not 0 < self.center_fraction <= 1:
             raise SOTRError(f"center_fraction is {self.center_fraction}; it must lie in (0, 1]")
-        if not 0 < self.mlp_ratio < math.inf:
-            raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be a positive number")
+        if not 0 < self.mlp_ratio <= 100:
+            raise SOTRError(f"mlp_ratio is {self.mlp_ratio}; it must be positive, and at most 100")
         if self.variant not in VARIANTS:
             raise SOTRError(f"there is no variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.variant == "released":

@@ -1,8 +1,9 @@
 import io
+import threading
 
 from rich.console import Console
 
-from sotr.training.display import ROWS_BESIDES, Display
+from sotr.training.display import ROWS_BESIDES, Display, quiet_lightning
 
 
 def terminal(height: int = 30) -> Console:
@@ -59,3 +60,24 @@ def test_a_log_file_gets_one_line_per_epoch() -> None:
         display.advance(4, {"epoch": "1/3", "loss": "0.9000"})
         display.epoch({"epoch": "1/3"}, "epoch 1/3  loss 0.8000")
     assert written(console) == "epoch 1/3  loss 0.8000\n"
+
+
+def test_a_writer_of_tensorboard_that_cannot_write_leaves_no_traceback(tmp_path, capsys) -> None:
+    """Its thread dies of the same full or vanished folder that ends the run with one line."""
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    class Full:
+        def write(self, _: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    with quiet_lightning():
+        writer = EventFileWriter(str(tmp_path))
+        writer._async_writer._worker._record_writer = Full()
+        writer._async_writer._byte_queue.put(b"record")
+        writer._async_writer._worker.join(10)
+        other = threading.Thread(target=lambda: [][0])
+        other.start()
+        other.join()
+    told = capsys.readouterr().err
+    assert "No space left" not in told
+    assert "IndexError" in told

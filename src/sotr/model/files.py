@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, first_line
 from sotr.files import atomic_write, read_settings
 
 FORMAT = 1
@@ -71,8 +71,8 @@ def read_description(path: Path) -> Description:
         description = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SOTRError(f"{path} is missing; a model folder holds {CONFIG_FILE} and {WEIGHTS_FILE}") from None
-    except (OSError, ValueError) as error:
-        raise SOTRError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise SOTRError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(description, dict) or type(description.get("format")) is not int or description["format"] < 1:
         raise SOTRError(f'{path} does not describe a SOTR model: it has no "format" number')
     if description["format"] > FORMAT:

@@ -1,10 +1,11 @@
-"""The training's side towards the user: progress, and the wish to stop."""
+"""What the user sees of a training, and how it is asked to stop."""
 
 import logging
 import os
 import signal
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -151,6 +152,7 @@ def quiet_lightning() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    hook, threading.excepthook = threading.excepthook, _without_writers(threading.excepthook)
     try:
         with warnings.catch_warnings():
             for remark in _REMARKS:
@@ -159,6 +161,19 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        threading.excepthook = hook
+
+
+def _without_writers(
+    hook: Callable[[threading.ExceptHookArgs], object],
+) -> Callable[[threading.ExceptHookArgs], object]:
+    """The hook, silent where a thread of TensorBoard cannot write: the run itself ends with one line about that."""
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            hook(args)
+
+    return quiet
 
 
 _REMARKS = (
@@ -167,4 +182,5 @@ _REMARKS = (
     r".*ended before the epoch ended and your dataloader is not resumable",  # it is: RunKeeper moves the sampler
     r".*module\(s\) in eval mode at the start of training",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*You're using the WeightAveraging callback with a model that overrides",
 )
