@@ -24,8 +24,8 @@ def windows_of(
 ) -> Iterator[Windows]:
     """Some masks after others, all of them in the end, each with a part of the picture that holds all its pixels.
 
-    Windows of masks that come together are of one size, so they come with others about as large; and as long as they do
-    not have the picture's height, a row of them is to spare: no run of a window goes on in its next column.
+    Masks that come together have windows of one size, so masks of about one size are grouped. A window that is lower
+    than the image has one empty row more than the mask needs, so that no run of it goes on in the next column.
 
     Args:
         maps_Ihw: logits or probabilities on the host.
@@ -62,7 +62,7 @@ def windows_of(
 
 
 def _reached(live_IS: NDArray[np.bool_], taps: Taps) -> tuple[Ints, Ints]:
-    """Of each mask, the first new line that takes of a live old one, and the one after the last; none is the same."""
+    """For each mask the first new line that reads a live old one, and the one after the last; equal if none does."""
     lines, firsts = taps.lines.numpy(), taps.firsts.numpy()
     lowest_L, highest_L = lines[firsts], lines[np.append(firsts[1:], len(lines)) - 1]
     first_I, last_I = live_IS.argmax(1), live_IS.shape[1] - 1 - live_IS[:, ::-1].argmax(1)

@@ -33,7 +33,7 @@ class Stop(Exception):
 
 
 class Interrupts:
-    """Ctrl-C and SIGTERM as a wish that the training grants at the next safe moment; the second one is immediate."""
+    """Ctrl-C and SIGTERM stop the training at the next safe moment; a second one stops it at once."""
 
     def __init__(self, console: Console) -> None:
         self.number: int | None = None

@@ -330,4 +330,4 @@ class Work:
 
 
 def _nothing() -> None:
-    """What other processes than the first do after a validation, and nobody while finishing."""
+    """Draw no curves: only the first process draws them."""

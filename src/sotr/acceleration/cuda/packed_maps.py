@@ -1,9 +1,9 @@
-"""Several maps side by side on one sheet, so that a layer takes them all at once.
+"""Several maps packed side by side into one, so that a layer takes them all at once.
 
-Five grids and P5 through twelve layers are hundreds of small operations, and a GPU waits longer for the next one than
-it computes. On a sheet they are as few as for a single map: what looks at a cell alone does not care where it lies,
-attention is told which cells of a row or column are of the same map, and convolutions find zeros between the maps as
-they find them beyond a map's edge.
+Five grids and P5 through twelve layers are hundreds of small kernels, and a GPU takes longer to launch each than to run
+it. Packed, they are as many as for a single map. Operations on single cells do not depend on where a cell lies.
+Attention gets a mask of the cells that belong to the same map. Convolutions find zeros between the maps, as beyond a
+map's edge.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,20 +25,20 @@ ALIGNMENT = 8
 
 
 class Layout(NamedTuple):
-    """Where each map lies on a sheet of which size."""
+    """Where each map lies in a packed map of which size."""
 
     places: tuple[Place, ...]
     size: Size
 
 
-class Atlas(NamedTuple):
-    """Maps of B pictures on one sheet each, R x L cells.
+class Packing(NamedTuple):
+    """Maps of B pictures packed into one map each, R x L cells.
 
     Attributes:
         layout: where they lie.
         sizes: of the maps.
         inside_RL1: 1 in the cells of maps, 0 between them.
-        rows_S1LL: 0 for two cells of a sheet's row that are of one map, else -inf; S = B R.
+        rows_S1LL: 0 for two cells of a row that are of one map, else -inf; S = B R.
         columns_S1RR: the same of its columns; S = B L.
     """
 
@@ -49,15 +49,15 @@ class Atlas(NamedTuple):
     columns_S1RR: Tensor
 
     def join(self, maps_BNNC: Sequence[Tensor]) -> Tensor:
-        """The maps (B, rows, columns, C) on their sheets (B, R, L, C), with zeros in between."""
-        sheet_BRLC = maps_BNNC[0].new_zeros(maps_BNNC[0].shape[0], *self.layout.size, maps_BNNC[0].shape[3])
+        """The maps (B, rows, columns, C) packed (B, R, L, C), with zeros in between."""
+        packed_BRLC = maps_BNNC[0].new_zeros(maps_BNNC[0].shape[0], *self.layout.size, maps_BNNC[0].shape[3])
         for window, x_BNNC in zip(self._windows(), maps_BNNC, strict=True):
-            sheet_BRLC[window] = x_BNNC
-        return sheet_BRLC
+            packed_BRLC[window] = x_BNNC
+        return packed_BRLC
 
-    def split(self, sheet_BRLC: Tensor) -> list[Tensor]:
-        """The maps on sheets, as views."""
-        return [sheet_BRLC[window] for window in self._windows()]
+    def split(self, packed_BRLC: Tensor) -> list[Tensor]:
+        """The maps, as views of the packed one."""
+        return [packed_BRLC[window] for window in self._windows()]
 
     def _windows(self) -> list[tuple[slice, slice, slice]]:
         return [
@@ -66,8 +66,8 @@ class Atlas(NamedTuple):
         ]
 
 
-def atlas_of(maps_BNNC: Sequence[Tensor]) -> Atlas:
-    """Where maps (B, rows, columns, C) of one device and type go on a sheet of as few cells as may be."""
+def packing_of(maps_BNNC: Sequence[Tensor]) -> Packing:
+    """Where maps (B, rows, columns, C) of one device and type go in a packed map of as few cells as possible."""
     first = maps_BNNC[0]
     sizes = tuple((x_BNNC.shape[1], x_BNNC.shape[2]) for x_BNNC in maps_BNNC)
     layout = lay_out(sizes)
@@ -77,7 +77,7 @@ def atlas_of(maps_BNNC: Sequence[Tensor]) -> Atlas:
     kind = first.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.dtype
     masks = [_mask(owner, first.shape[0], dtype) for owner in (owner_RL, owner_RL.T)]
-    return Atlas(layout, sizes, (owner_RL[:, :, None] > 0).to(first.dtype), *masks)
+    return Packing(layout, sizes, (owner_RL[:, :, None] > 0).to(first.dtype), *masks)
 
 
 def _mask(owner_RL: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
@@ -92,7 +92,7 @@ def _mask(owner_RL: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
 
 @torch.compiler.assume_constant_result
 def lay_out(sizes: tuple[Size, ...]) -> Layout:
-    """Places for maps of these sizes, a row or column apart at least, on the sheet of fewest cells among some."""
+    """Places for maps of these sizes, a row or column apart at least, in the packed map of fewest cells among some."""
     return _lay_out(sizes)
 
 
@@ -109,13 +109,13 @@ def _subsets(numbers: Sequence[int]) -> Iterable[tuple[int, ...]]:
 
 
 def _stack(sizes: tuple[Size, ...], width: int) -> Layout:
-    """The tallest maps first, each as far up, then as far left, as one fits on a sheet of this width."""
+    """The tallest maps first, each as far up, then as far left, as one fits in a packed map of this width."""
     free = [0] * width  # of each column the first row below all maps
     places: dict[int, Place] = {}
     for index in sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True):
         rows, columns = sizes[index]
         starts = {0} | {left + sizes[other][1] + 1 for other, (_, left) in places.items()}
-        # The column to the right is a gap, too, unless the sheet ends there.
+        # The column to the right is a gap, too, unless the packed map ends there.
         top, left = min((max(free[left : left + columns + 1]), left) for left in starts if left + columns <= width)
         places[index] = top, left
         free[left : left + columns + 1] = [top + rows + 1] * len(free[left : left + columns + 1])

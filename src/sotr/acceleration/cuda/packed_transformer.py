@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sotr.acceleration.cuda.packed_maps import Atlas, atlas_of
+from sotr.acceleration.cuda.packed_maps import Packing, packing_of
 from sotr.network.attention import AttentionKernel, ColumnAttention, RowAttention, TwinAttention
 from sotr.network.transformer import ConvolutionBlock, HybridTwinLayer, PureTwinLayer, Transformer
 
@@ -36,19 +36,19 @@ class PackedTransformer(nn.Module):
     def forward(self, maps_BCNN: Sequence[Tensor]) -> list[Tensor]:
         """See `Transformer.forward`."""
         maps_BNNC = [self.transformer.position(x_BCNN.permute(0, 2, 3, 1)) for x_BCNN in maps_BCNN]
-        atlas = atlas_of(maps_BNNC)
-        x_BRLC = atlas.join(maps_BNNC)
+        packing = packing_of(maps_BNNC)
+        x_BRLC = packing.join(maps_BNNC)
         for layer in self.transformer.layers:
-            x_BRLC = _layer(cast(PureTwinLayer, layer), x_BRLC, atlas)
-        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in atlas.split(self.transformer.norm(x_BRLC))]
+            x_BRLC = _layer(cast(PureTwinLayer, layer), x_BRLC, packing)
+        return [x_BNNC.permute(0, 3, 1, 2) for x_BNNC in packing.split(self.transformer.norm(x_BRLC))]
 
 
-def _layer(layer: PureTwinLayer, x_BRLC: Tensor, atlas: Atlas) -> Tensor:
+def _layer(layer: PureTwinLayer, x_BRLC: Tensor, packing: Packing) -> Tensor:
     attention = cast(TwinAttention, layer.attention)
-    mixed_BRLC = attention.column(layer.attention_norm(x_BRLC), _masked(atlas.columns_S1RR))
-    x_BRLC = x_BRLC + attention.row(mixed_BRLC, _masked(atlas.rows_S1LL))
+    mixed_BRLC = attention.column(layer.attention_norm(x_BRLC), _masked(packing.columns_S1RR))
+    x_BRLC = x_BRLC + attention.row(mixed_BRLC, _masked(packing.rows_S1LL))
     if isinstance(layer, HybridTwinLayer):
-        x_BRLC = x_BRLC + _convolve(layer.convolution, x_BRLC, atlas.inside_RL1)
+        x_BRLC = x_BRLC + _convolve(layer.convolution, x_BRLC, packing.inside_RL1)
     return x_BRLC + layer.mlp(layer.mlp_norm(x_BRLC))
 
 

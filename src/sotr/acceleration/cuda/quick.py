@@ -21,6 +21,9 @@ from sotr.masks.compress import Compress, compress_on_host
 from sotr.network import SOTR, DensePredictions
 from sotr.network.transformer import Transformer
 
+CALLS = 6
+"""Calls of one size after which the network is replayed from a graph; a proof makes as many."""
+
 
 def forward(network: SOTR, dtype: torch.dtype) -> Forward:
     """The network in CUDA graphs, its maps packed where its transformer is the paper's. Parameters are shared."""

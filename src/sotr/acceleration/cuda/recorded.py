@@ -1,5 +1,8 @@
-"""Work on a GPU recorded once and replayed: a network is a thousand launches, each of which costs the processor more
-time than its kernel runs."""
+"""Work on a GPU recorded once as a CUDA graph and replayed.
+
+A network launches about a thousand kernels. Launching each one takes longer than running it; a graph launches all at
+once.
+"""
 
 import warnings
 from collections import OrderedDict
@@ -12,17 +15,16 @@ from torch import Tensor
 
 
 class Recorded:
-    """A function of a CUDA tensor and of settings, recorded for each shape and settings that come again and again.
+    """A function of a CUDA tensor and of settings, recorded for each shape and settings that occur often.
 
-    Its results are those of the function, in memory of the caller's. Safe in several threads that use the same stream.
-    What cannot be recorded, since it waits for the device, goes on as it is, after a warning.
+    It returns what the function returns, in memory of its own. It is safe in several threads that use the same stream.
+    A function that cannot be recorded, since it waits for the device, is called as it is, after one warning.
 
     Args:
-        function: whose work is the same for every tensor of a shape. What it keeps from one call to the next must not
-            change any more after the first.
-        most: shapes and settings that are remembered, those used last. Their recordings share the device's memory for
-            what is neither input nor output.
-        after: calls before one is recorded, which takes as long as many calls.
+        function: it must do the same work for every tensor of a shape, and keep nothing that changes after its first
+            call.
+        most: how many shapes and settings are remembered, those used last. Their recordings share memory.
+        after: how many calls pass before one is recorded. Recording takes as long as many calls.
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], most: int = 16, after: int = 3) -> None:
