@@ -48,14 +48,7 @@ class Validation:
         display.begin("validation", len(data))
         share_statistics(module)
         with whole_weights(module):
-            segmenter = Segmenter(
-                module.network,
-                data.class_names,
-                data.category_ids,
-                self._options,
-                device=module.device,
-                engine="pytorch",  # the weights change before an engine would pay
-            )
+            segmenter = self._segmenter(module)
             results = detect(
                 segmenter,
                 data,
@@ -71,18 +64,21 @@ class Validation:
             results = [result for part in parts for result in part]
         return coco_metrics(self._truth, results, max_dets=limit)
 
+    def _segmenter(self, module: SOTRModule) -> Segmenter:
+        return Segmenter(
+            module.network,
+            self._data.class_names,
+            self._data.category_ids,
+            self._options,
+            device=module.device,
+            engine="pytorch",  # the weights change before an engine would pay
+        )
+
     def pictures(self, module: SOTRModule) -> dict[str, NDArray[np.uint8]]:
         """Some validation pictures, truth beside prediction, for the loggers."""
         data = self._data
         with whole_weights(module):
-            segmenter = Segmenter(
-                module.network,
-                data.class_names,
-                data.category_ids,
-                self._options,
-                device=module.device,
-                engine="pytorch",  # the weights change before an engine would pay
-            )
+            segmenter = self._segmenter(module)
             return {
                 f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]
                 for index in spread(len(data), SHOWN_PICTURES)
