@@ -69,7 +69,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, number: int, signal_n
     if where == "step":
         owner, name = SOTRModule, "training_step"
     else:
-        owner, name = sys.modules["sotr.training.work"]._Validation, "__call__"
+        owner, name = sys.modules["sotr.training.validation"].Validation, "__call__"
     original, calls = getattr(owner, name), 0
 
     def counted(*arguments: Any) -> Any:
@@ -141,7 +141,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
     assert "epoch 1/2  loss " in said.err
     assert "best" in said.err.split("epoch 2/2")[1]
     assert "disc" in said.err
-    assert [word for word in ("GPU", "TPU", "Tip", "workers", "arn", "rank_zero", "`") if word in said.err] == []
+    assert [word for word in ("GPU", "TPU", "Tip", "workers", "arning", "rank_zero", "`") if word in said.err] == []
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         ({"seed": -1}, r"seed is -1"),
         ({"seed": 2**63}, r"seed is \d+; it must be a whole number"),
         ({"workers": -1}, r"workers is -1"),
-        ({"backbone_weights": "nothing.pth"}, r"nothing\.pth: no such file; --backbone-weights takes imagenet, none"),
+        ({"backbone_weights": "nothing.pth"}, r"nothing\.pth: no such file"),
         ({"early_stop": -1}, r"early_stop is -1"),
         ({"max_time": "soon"}, r"max_time is 'soon'; give a time such as 90s"),
         ({"devices": 0}, r"devices is 0"),
