@@ -1,5 +1,6 @@
 """Starting, slow clients, too many clients, and stopping."""
 
+import asyncio
 import contextlib
 import io
 import signal
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sotr.cli import run
+from sotr.serving.server import listen
 from tests.serving.conftest import Server, problem, running
 
 TIMEOUT = 2
@@ -29,6 +31,29 @@ def head(length: int) -> bytes:
     return (
         f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
+
+
+def test_accepted_connections_send_small_answers_at_once() -> None:
+    """asyncio itself decides by what the listening socket says of itself."""
+
+    async def option_of_accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                connection = transport.get_extra_info("socket")
+                found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        listener = listen("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        server = await asyncio.get_running_loop().create_server(Accepted, sock=listener)
+        async with server:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            option = await asyncio.wait_for(found, 10)
+            writer.close()
+            return option
+
+    assert asyncio.run(option_of_accepted()) != 0
 
 
 def wait_until_busy(server: Server) -> None:
