@@ -147,6 +147,22 @@ def test_unreadable_pictures_are_listed_and_skipped(
     assert not any("text" in image["file_name"] for image in images)
 
 
+@pytest.mark.parametrize("tile", [None, 64])
+def test_files_that_take_too_long_are_listed_and_skipped(
+    folder: Path, tmp_path: Path, segmenter: Segmenter, tile: int | None
+) -> None:
+    (folder / "many.jpg").write_bytes(jpeg_of_scans(20_000, 64))
+    (folder / "slow.jpg").write_bytes(jpeg_of_scans(240, 6000))
+    summary = predict(
+        [folder], segmenter, tmp_path / "out", score=SCORE, overlays=False, quiet=True, tile=tile, file_seconds=1.5
+    )
+    assert summary.pictures == 3
+    (many, first), (slow, second) = summary.failures
+    assert (Path(many).name, Path(slow).name) == ("many.jpg", "slow.jpg")
+    assert first.startswith("has more than 256 scans")
+    assert second.startswith("takes longer than 1.5 s to decode")
+
+
 def test_standard_error_is_for_failures(
     folder: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:

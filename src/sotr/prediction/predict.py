@@ -35,7 +35,7 @@ from sotr.prediction.output import (
     write_masks,
     write_png,
 )
-from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_files, write_behind
+from sotr.prediction.pipeline import FILE_SECONDS, Segmentation, Segmented, Waits, segment_files, write_behind
 from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
@@ -90,6 +90,7 @@ def predict(
     polygons: bool = False,
     labelme: bool = False,
     ids_from: str | None = None,
+    file_seconds: float = FILE_SECONDS,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -140,6 +141,7 @@ def predict(
         labelme: write OUT/labelme/NAME.json for each image, its objects as labelme's polygons.
         ids_from: COCO annotation file whose image ids are used, by the names of the images, so that OUT/results.json
             can be scored against it.
+        file_seconds: seconds that a file may take to be read; one that takes longer is skipped, and listed.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -168,7 +170,7 @@ def predict(
             model.accelerate()
     if decode is not None:
         model.change_decoding(decode)
-    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
+    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
     try:
