@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import signal
 import threading
 import time
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 from sotr.data.costly import MAX_SCANS, scans_of
-from sotr.data.decoding_pool import DecodingPool, DecodingTimeoutError, Job
+from sotr.data.decoding_pool import DecodingMemoryError, DecodingPool, DecodingTimeoutError, Job
 from sotr.data.images import PictureTooLargeError, load_image
 from sotr.errors import SOTRError
+from sotr.serving.problems import RequestError
 
 
 def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
@@ -171,6 +173,26 @@ def test_a_process_that_breaks_off_costs_one_file_alone(tmp_path: Path) -> None:
         thread.join(10)
         np.testing.assert_array_equal(pool.load(tmp_path / "x.png"), image)
         assert pool.ended == 1
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of other processes cannot be set here")
+def test_too_little_memory_is_not_called_a_damaged_file(tmp_path: Path) -> None:
+    Image.new("RGB", (10_000, 10_000)).save(tmp_path / "x.png")
+    others = _children()
+    with DecodingPool(1) as pool:
+        pool.start()
+        np.testing.assert_array_equal(pool.load(png_bytes()), 7)
+        (child,) = _children() - others
+        resource.prlimit(child, resource.RLIMIT_AS, (400_000_000, 400_000_000))
+        with pytest.raises(DecodingMemoryError, match="too little memory"):
+            pool.load(tmp_path / "x.png")
+    assert RequestError.of_picture(DecodingMemoryError("x")).status == 503
+
+
+def png_bytes() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 5), (7, 7, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _children() -> set[int]:
