@@ -18,15 +18,7 @@ from sotr.data.decoding_pool import DecodingMemoryError, DecodingPool, DecodingT
 from sotr.data.images import PictureTooLargeError, load_image
 from sotr.errors import SOTRError
 from sotr.serving.problems import RequestError
-
-
-def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
-    """A gray progressive JPEG file whose last scan is repeated."""
-    buffer = io.BytesIO()
-    Image.new("L", (side, side)).save(buffer, "JPEG", progressive=True, quality=1)
-    whole = buffer.getvalue()
-    last = whole.rfind(b"\xff\xda")
-    return whole[:-2] + whole[last:-2] * scans + b"\xff\xd9"
+from tests.support.slow_files import jpeg_of_scans
 
 
 def plain_pgm(numbers: int, between: bytes = b" ") -> bytes:

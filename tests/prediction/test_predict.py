@@ -27,7 +27,7 @@ from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.prediction.output import output_names, relative_names, result_files
 from sotr.results.instances import Instances
-from tests.data.test_decoding_pool import jpeg_of_scans
+from tests.support.slow_files import jpeg_of_scans
 
 SCORE = 0.002
 """A random network scores everything low."""

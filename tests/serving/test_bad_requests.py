@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sotr.results.instances import Instances
-from tests.data.test_decoding_pool import jpeg_of_scans
 from tests.serving.conftest import Server, problem
+from tests.support.slow_files import jpeg_of_scans
 
 
 def encode(picture: Image.Image, kind: str, **options: object) -> bytes:

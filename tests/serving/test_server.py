@@ -17,8 +17,8 @@ from PIL import Image
 
 from sotr.cli import run
 from sotr.serving.protocol import listen
-from tests.data.test_decoding_pool import jpeg_of_scans
 from tests.serving.conftest import Server, problem, running
+from tests.support.slow_files import jpeg_of_scans
 
 TIMEOUT = 2
 
