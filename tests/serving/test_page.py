@@ -323,7 +323,7 @@ def test_every_state_is_accessible(browser: "playwright.Browser", server: Server
     page = Page(browser, server, color_scheme=scheme)
     assert axe(page) == []
     held: list[playwright.Route] = []
-    page.page.route("**/predict*", held.append)
+    page.page.route("**/predict*", lambda route: held.append(route))
     for _ in range(2):  # the first picture, and one while another is shown
         page.choose("cells.png", sample, "image/png")
         page.page.wait_for_selector("#busy:not([hidden])")
@@ -344,7 +344,7 @@ def test_every_state_is_accessible(browser: "playwright.Browser", server: Server
 
 def test_waiting_can_be_ended_and_tried_again(page: Page, sample: bytes) -> None:
     held: list[playwright.Route] = []
-    page.page.route("**/predict*", held.append)
+    page.page.route("**/predict*", lambda route: held.append(route))
     page.choose("cells.png", sample, "image/png")
     page.page.wait_for_selector("#preview:not([hidden])")
     playwright.expect(page.page.locator("#elapsed")).to_have_text("1 s")
@@ -415,7 +415,7 @@ def test_the_key_is_asked_for_once(browser: "playwright.Browser", tmp_path: Path
         page.goto(guarded.url)
         for words, typed in (("This server wants a key.", "wrong-key"), ("This key is not right.", key)):
             playwright.expect(page.locator("#door-text")).to_have_text(words)
-            page.get_by_label("Key").fill(typed)
+            page.get_by_role("textbox", name="Key").fill(typed)
             page.keyboard.press("Enter")
         playwright.expect(page.locator("#model")).to_have_text("nuclei · finds nucleus")
         page.reload()

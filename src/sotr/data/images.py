@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sotr.data.costly import refuse_costly
 from sotr.data.deep import deep_values
 from sotr.data.scaling import scale_to_8_bit
 from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff
-from sotr.data.costly import refuse_costly
 from sotr.errors import SOTRError
 
 MAX_PIXELS = 200_000_000
