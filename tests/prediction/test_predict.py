@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from sotr.cli import run
+from sotr.cli import build_parser, run
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
@@ -27,6 +27,7 @@ from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.prediction.output import output_names, relative_names, result_files
 from sotr.results.instances import Instances
+from tests.support.slow_files import jpeg_of_scans
 
 SCORE = 0.002
 """A random network scores everything low."""
@@ -145,6 +146,37 @@ def test_unreadable_pictures_are_listed_and_skipped(
     images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert [image["id"] for image in images] == [1, 2, 3]
     assert not any("text" in image["file_name"] for image in images)
+
+
+@pytest.mark.parametrize("tile", [None, 64])
+def test_files_that_take_too_long_are_listed_and_skipped(
+    folder: Path, tmp_path: Path, segmenter: Segmenter, tile: int | None
+) -> None:
+    (folder / "many.jpg").write_bytes(jpeg_of_scans(20_000, 64))
+    (folder / "slow.jpg").write_bytes(jpeg_of_scans(240, 6000))
+    summary = predict(
+        [folder], segmenter, tmp_path / "out", score=SCORE, overlays=False, quiet=True, tile=tile, file_seconds=1.5
+    )
+    assert summary.pictures == 3
+    (many, first), (slow, second) = summary.failures
+    assert (Path(many).name, Path(slow).name) == ("many.jpg", "slow.jpg")
+    assert first.startswith("has more than 256 scans")
+    assert second.startswith("takes longer than 1.5 s to decode")
+
+
+def test_that_an_image_was_shrunk_much_is_said(
+    tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edge = segmenter.edges[0]
+    Image.new("RGB", (5 * edge, 5 * edge)).save(tmp_path / "large.png")
+    Image.new("RGB", (edge, edge)).save(tmp_path / "small.png")
+    predict([tmp_path], segmenter, tmp_path / "out", score=SCORE)
+    words = "1 picture shrunk by a factor of up to 5.0 to fit the size of the model's training images"
+    assert words in capsys.readouterr().out
+    predict([tmp_path], segmenter, tmp_path / "out", score=SCORE, tile="auto")
+    assert "shrunk by" not in capsys.readouterr().out
+    assert build_parser("predict")[0].parse_args(["predict", "a.png", "--tile", "auto"]).predict.tile == "auto"
+    assert build_parser("predict")[0].parse_args(["predict", "a.png", "--tile", "512"]).predict.tile == 512
 
 
 def test_standard_error_is_for_failures(

@@ -1,9 +1,11 @@
 """A real server in a process of its own."""
 
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -15,11 +17,14 @@ from sotr.serving.sample import draw_sample
 
 
 class Server:
-    """`sotr serve` on a free port; `url` ends with a slash."""
+    """`sotr serve` on a free port, which may open so many files; `url` ends with a slash."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, files: int | None = None) -> None:
+        limit = None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
         command = [sys.executable, "-m", "sotr.cli", "serve", "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
+        )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert "http://127.0.0.1:" in line, line + (self.process.stderr.read() if self.process.stderr else "")
@@ -39,8 +44,8 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: str) -> Iterator[Server]:
-    server = Server(*arguments)
+def running(*arguments: str, files: int | None = None) -> Iterator[Server]:
+    server = Server(*arguments, files=files)
     try:
         yield server
     finally:

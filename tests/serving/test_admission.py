@@ -5,9 +5,9 @@ from contextlib import ExitStack
 import pytest
 
 from sotr.serving.admission import Admission
-from sotr.serving.intake import Limits
 from sotr.serving.monitor import Metrics
 from sotr.serving.problems import RequestError
+from sotr.serving.settings import Limits
 
 
 def let_in(admission: Admission, tries: int) -> tuple[int, list[RequestError]]:

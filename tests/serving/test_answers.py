@@ -56,7 +56,14 @@ def test_png_masks_are_the_box_of_the_mask(masks_IHW: np.ndarray) -> None:
 @pytest.mark.parametrize("masks", ["rle", "polygons", "png"])
 def test_no_objects(masks: str) -> None:
     answer = json.loads(to_json(Instances.empty(["x"], [7], (3, 4)), "m", masks))  # type: ignore[arg-type]
-    assert answer == {"model": "m", "height": 3, "width": 4, "classes": [{"id": 7, "name": "x"}], "objects": []}
+    assert answer == {
+        "model": "m",
+        "height": 3,
+        "width": 4,
+        "classes": [{"id": 7, "name": "x"}],
+        "objects": [],
+        "notes": [],
+    }
 
 
 def test_the_sample_is_always_the_same_picture() -> None:

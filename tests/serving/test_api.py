@@ -90,6 +90,45 @@ def test_many_at_once_get_their_own_answers(server: Server, nuclei: sotr.Segment
         assert np.allclose([found["score"] for found in answer["objects"]][: len(sure)], sure.scores_I, atol=1e-4)
 
 
+def test_tiles_find_small_objects_of_large_images_and_shrinking_is_said(
+    server: Server, nuclei: sotr.Segmenter, sample: bytes
+) -> None:
+    mosaic = np.tile(np.asarray(Image.open(io.BytesIO(sample))), (6, 5, 1))  # 2304 x 2560
+    buffer = io.BytesIO()
+    Image.fromarray(mosaic).save(buffer, "PNG")
+    whole = server.post(buffer.getvalue(), "predict?score=0.5").json()
+    (note,) = whole["notes"]
+    assert note.startswith("the image was shrunk by a factor of 4.5")
+    assert note.endswith("with the setting tile=512")
+    tiled = server.post(buffer.getvalue(), "predict?score=0.5&tile=1024&overlap=0.1").json()
+    assert tiled["notes"] == []
+    expected = nuclei.predict(mosaic, score=0.5, tile=1024, overlap=0.1)
+    assert abs(len(tiled["objects"]) - len(expected)) <= 0.01 * len(expected)
+    assert len(tiled["objects"]) > 2 * len(whole["objects"])
+    assert server.post(sample).json()["notes"] == []
+    response = server.post(buffer.getvalue(), "predict?score=0.5&format=overlay")
+    assert response.headers["x-note"] == note
+
+
+def test_json_is_compressed_for_who_asks(server: Server, sample: bytes) -> None:
+    plain = server.http.post("predict", content=sample, headers={"Accept-Encoding": "identity"})
+    packed = server.http.post("predict", content=sample, headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"])
+    assert packed.json() == plain.json()
+
+
+def test_the_page_is_asked_for_again_and_sent_only_if_it_changed(server: Server) -> None:
+    for path in ("", "page.js", "page.css"):
+        first = server.http.get(path)
+        assert first.headers["cache-control"] == "no-cache"
+        again = server.http.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["cache-control"] == "no-cache"
+
+
 def test_upright_shows_what_the_model_sees(server: Server) -> None:
     grey = (np.arange(12, dtype=np.uint16).reshape(3, 4) * 300).astype(np.uint16)
     buffer = io.BytesIO()
@@ -130,10 +169,18 @@ def test_metrics(server: Server, sample: bytes) -> None:
 def test_the_interface_is_described(server: Server) -> None:
     paths = server.http.get("openapi.json").json()["paths"]
     assert {"/predict", "/upright", "/model", "/sample", "/healthz", "/readyz", "/metrics"} <= set(paths)
+    operations = {path: each["operationId"] for path, methods in paths.items() for each in methods.values()}
+    assert operations["/predict"] == "predict"
+    assert operations["/model"] == "model"
+    assert "Retry-After" in paths["/predict"]["post"]["responses"]["503"]["headers"]
+    schema = paths["/model"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    assert schema["$ref"].endswith("ModelDescription")
     predict = paths["/predict"]["post"]
     assert "image" in predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert {parameter["name"] for parameter in predict["parameters"]} == {"score", "max_objects", "format", "masks"}
-    assert set(predict["responses"]) >= {"200", "400", "408", "413", "415", "422", "503", "504"}
+    assert {parameter["name"] for parameter in predict["parameters"]} == {
+        "score", "max_objects", "format", "masks", "tile", "overlap"
+    }  # fmt: skip
+    assert set(predict["responses"]) >= {"200", "400", "408", "413", "415", "405", "422", "503", "504"}
 
 
 def test_no_page_needs_another_server(server: Server) -> None:

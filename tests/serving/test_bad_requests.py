@@ -13,6 +13,7 @@ from PIL import Image
 
 from sotr.results.instances import Instances
 from tests.serving.conftest import Server, problem
+from tests.support.slow_files import jpeg_of_scans
 
 
 def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
@@ -41,6 +42,8 @@ BAD_BODIES = {
     "truncated": (JPEG[: len(JPEG) // 2], 422, "unreadable_picture", "damaged"),
     "bomb": (bomb(40_000), 413, "picture_too_large", "1600 megapixels, over the limit of 25; cut or shrink it"),
     "bomb inside the limit": (bomb(4_000), 422, "unreadable_picture", "damaged"),
+    "a JPEG of 3,000 scans": (jpeg_of_scans(3000, 4992), 422, "unreadable_picture", "more than 256 scans"),
+    "a PPM written as text": (b"P2 9999 999 255\n" + b"7 " * 2_500_000, 422, "unreadable_picture", "values as text"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", 422,
                    "unreadable_picture", "its format is none that is known here"),
 }  # fmt: skip
@@ -118,6 +121,17 @@ def test_exif_orientations(server: Server, expected: Instances, sample: bytes, o
         ({"params": {"max_objects": "0"}}, 422, "invalid_setting", "max_objects is '0'"),
         ({"params": {"max_objects": "1000000"}}, 422, "invalid_setting", "max_objects is '1000000'"),
         ({"params": {"format": "pdf"}}, 422, "invalid_setting", "format is 'pdf'"),
+        ({"params": {"scroe": "0.9"}}, 422, "invalid_setting", "no setting 'scroe'; did you mean 'score'?"),
+        ({"params": [("score", "0.5"), ("score", "0.9")]}, 422, "invalid_setting", "'score' is given more than once"),
+        (
+            {"files": {"image": b"x"}, "data": {"score": "0.9"}},
+            422,
+            "invalid_setting",
+            "a field 'score' besides 'image'",
+        ),
+        ({"params": {"tile": "31"}}, 422, "invalid_setting", "tile is '31'"),
+        ({"params": {"tile": "64", "overlap": "0.6"}}, 422, "invalid_setting", "overlap is '0.6'"),
+        ({"content": b"x", "headers": {"Content-Encoding": "gzip"}}, 415, "wrong_content_encoding", "as it is"),
         ({"params": {"masks": "x" * 5000}}, 422, "invalid_setting", "masks is 'xxx"),
     ],
 )
@@ -132,8 +146,12 @@ def test_wrong_addresses_and_methods(server: Server) -> None:
     assert problem(server.http.get("nothing/here"))[:2] == (404, "not_found")
     assert problem(server.http.get("../../etc/passwd"))[:2] == (404, "not_found")
     assert problem(server.http.get("%2e%2e/app.py"))[:2] == (404, "not_found")
-    assert problem(server.http.get("predict"))[:2] in {(404, "not_found"), (405, "method_not_allowed")}
-    assert problem(server.http.delete("model"))[:2] == (405, "method_not_allowed")
+    for method, path, allowed in (("GET", "predict", "POST"), ("DELETE", "model", "GET"), ("POST", "page.css", "GET")):
+        refused = server.http.request(method, path)
+        assert problem(refused)[:2] == (405, "method_not_allowed")
+        assert refused.headers["allow"].split(", ")[-1] == allowed or allowed in refused.headers["allow"]
+    for path in ("healthz", "readyz", "model", ""):
+        assert server.http.head(path).status_code == 200
 
 
 def test_half_a_gigabyte_is_refused_early_and_never_held(server: Server) -> None:
@@ -149,7 +167,7 @@ def test_half_a_gigabyte_is_refused_early_and_never_held(server: Server) -> None
 
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(
-            b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500000000\r\n\r\n"
+            b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 500000000\r\n\r\n"
         )
         assert b" 413 " in client.recv(4096)
     assert server.alive()
@@ -167,9 +185,8 @@ def test_what_is_not_http_gets_json_too(server: Server) -> None:
 def test_a_client_that_hangs_up_harms_nobody(server: Server, sample: bytes) -> None:
     for cut in (len(sample) // 2, len(sample)):  # in the middle of the picture, and before the answer
         with socket.create_connection(("127.0.0.1", server.port)) as client:
-            head = (
-                f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(sample)}\r\n\r\n"
-            )
+            head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+            head += f"Content-Length: {len(sample)}\r\n\r\n"
             client.sendall(head.encode() + sample[:cut])
     assert server.post(sample).status_code == 200
     assert server.alive()

@@ -25,7 +25,8 @@ def test_an_exported_file_is_served_without_pytorch(
     expected = exported.predict(sample, score=max(USUAL_SCORE, exported.decode_options.score_threshold))
     assert len(expected) > 5
     code = WITHOUT + "from sotr.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--timeout", "600", "--model", str(onnx_path)]
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--timeout", "600", "--batch-size", "8"]
+    command += ["--model", str(onnx_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

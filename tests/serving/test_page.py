@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as coco_mask
 from PIL import Image
 
 from sotr.results.instances import Instances
-from tests.serving.conftest import Server
+from tests.serving.conftest import Server, running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -102,7 +102,7 @@ def test_choosing_by_score_and_class_asks_the_server_once(page: Page, expected: 
     slider.fill("0.5")
     page.page.get_by_role("checkbox", name="nucleus").uncheck()
     assert page.text("#count") == "0 objects"
-    assert page.text("#objects") == "None at this score"
+    assert page.text("#none") == "None at this score"
     assert page.predictions() == 1
 
 
@@ -308,3 +308,119 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser: "playwright.Brows
     assert 0 <= box["y"] < 740
     assert phone.errors == []
     phone.context.close()
+
+
+def axe(page: Page) -> list[str]:
+    """What axe-core finds wrong with the page as it is."""
+    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    page.page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.page.evaluate("axe.run()")["violations"]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_state_is_accessible(browser: "playwright.Browser", server: Server, sample: bytes, scheme: str) -> None:
+    page = Page(browser, server, color_scheme=scheme)
+    assert axe(page) == []
+    held: list[playwright.Route] = []
+    page.page.route("**/predict*", lambda route: held.append(route))
+    for _ in range(2):  # the first picture, and one while another is shown
+        page.choose("cells.png", sample, "image/png")
+        page.page.wait_for_selector("#busy:not([hidden])")
+        assert axe(page) == []
+        while not held:
+            page.page.wait_for_timeout(20)
+        held.pop().continue_()
+        page.page.wait_for_selector("#busy", state="hidden")
+        assert axe(page) == []
+    page.page.locator("#score").fill("1")
+    assert axe(page) == []
+    page.page.unroute("**/predict*")
+    page.choose("notes.txt", b"not a picture", "text/plain")
+    page.page.get_by_role("alert").wait_for()
+    assert axe(page) == []
+    page.context.close()
+
+
+def test_waiting_can_be_ended_and_tried_again(page: Page, sample: bytes) -> None:
+    held: list[playwright.Route] = []
+    page.page.route("**/predict*", lambda route: held.append(route))
+    page.choose("cells.png", sample, "image/png")
+    page.page.wait_for_selector("#preview:not([hidden])")
+    playwright.expect(page.page.locator("#elapsed")).to_have_text("1 s")
+    page.page.get_by_role("button", name="Cancel").click()
+    assert page.page.locator("#busy").is_hidden()
+    assert page.page.locator("#empty").is_visible()
+    page.page.unroute("**/predict*")
+    busy = json.dumps({"error": {"code": "busy", "message": "the server is busy"}})
+    page.page.route("**/predict*", lambda route: route.fulfill(status=503, body=busy))
+    page.choose("cells.png", sample, "image/png")
+    page.page.get_by_role("button", name="Try again").wait_for()
+    page.page.unroute("**/predict*")
+    page.page.get_by_role("button", name="Try again").click()
+    page.page.wait_for_selector("#panel:not([hidden])")
+    assert page.text("#about").startswith("cells.png · 512 × 384 px · ")
+
+
+def test_large_pictures_are_looked_at_in_tiles(page: Page, sample: bytes) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.tile(np.asarray(Image.open(io.BytesIO(sample))), (4, 4, 1))).save(buffer, "PNG")
+    page.choose("mosaic.png", buffer.getvalue(), "image/png")
+    page.page.wait_for_selector("#note:not([hidden])")
+    assert page.text("#note").startswith("The image was shrunk by a factor of 3.0")
+    before = int(page.text("#count").split()[0])
+    page.page.locator("#tile").fill("1024")
+    page.page.get_by_role("button", name="Look in tiles").click()
+    page.page.wait_for_selector("#note", state="hidden")
+    assert page.text("#about").endswith("tiles of 1024 px")
+    assert int(page.text("#count").split()[0]) > 1.5 * before
+    assert any("tile=1024" in url for url in page.requests)
+
+
+def test_the_picture_is_enlarged_and_moved_and_objects_stay_where_they_are(page: Page, expected: Instances) -> None:
+    page.try_sample()
+    width = page.page.locator("#picture").bounding_box()["width"]  # type: ignore[index]
+    frame = page.page.locator("#view").bounding_box()
+    for _ in range(3):
+        page.page.get_by_role("button", name="Larger").click()
+    assert page.page.locator("#view").bounding_box() == frame
+    bounds = page.page.locator("#picture").bounding_box()
+    assert frame is not None
+    assert bounds is not None
+    assert bounds["width"] == pytest.approx(width * 1.5**3, rel=0.01)
+    left = page.page.evaluate("document.getElementById('view').scrollLeft")
+    assert left > 0
+    page.page.mouse.move(frame["x"] + 200, frame["y"] + 200)
+    page.page.mouse.down()
+    page.page.mouse.move(frame["x"] + 150, frame["y"] + 200, steps=4)
+    page.page.mouse.up()
+    assert page.page.evaluate("document.getElementById('view').scrollLeft") == pytest.approx(left + 50, abs=5)
+    page.page.locator("#view").focus()
+    page.page.keyboard.press("0")
+    assert page.text("#zoom-fit") == "100 %"
+    for look in ("Outlines", "Picture alone", "Filled"):
+        page.page.get_by_role("radio", name=look).check()
+    rows = page.page.locator("#objects [role=option]")
+    assert rows.nth(0).inner_text().split()[:2] == ["0", "nucleus"]
+    assert rows.nth(7).inner_text().split()[:2] == ["7", "nucleus"]
+
+
+def test_the_key_is_asked_for_once(browser: "playwright.Browser", tmp_path: Path) -> None:
+    key = "0123456789abcdef-and-more"
+    (tmp_path / "key").write_text(key)
+    with running("--api-key-file", str(tmp_path / "key"), "--engine", "pytorch", "--timeout", "600") as guarded:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(guarded.url)
+        for words, typed in (("This server wants a key.", "wrong-key"), ("This key is not right.", key)):
+            playwright.expect(page.locator("#door-text")).to_have_text(words)
+            page.get_by_role("textbox", name="Key").fill(typed)
+            page.keyboard.press("Enter")
+        playwright.expect(page.locator("#model")).to_have_text("nuclei · finds nucleus")
+        page.reload()
+        playwright.expect(page.locator("#model")).to_have_text("nuclei · finds nucleus")
+        assert page.locator("#door").is_hidden()
+        page.get_by_role("button", name="Try this sample").click()
+        page.wait_for_selector("#panel:not([hidden])")
+        context.close()

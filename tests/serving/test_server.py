@@ -1,11 +1,14 @@
 """Starting, slow clients, too many clients, and stopping."""
 
+import asyncio
 import contextlib
 import io
+import json
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -13,7 +16,9 @@ import pytest
 from PIL import Image
 
 from sotr.cli import run
+from sotr.serving.protocol import listen
 from tests.serving.conftest import Server, problem, running
+from tests.support.slow_files import jpeg_of_scans
 
 TIMEOUT = 2
 
@@ -27,30 +32,96 @@ def strict() -> Server:  # type: ignore[misc]
 
 def head(length: int) -> bytes:
     return (
-        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+        f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
     ).encode()
 
 
+def test_accepted_connections_send_small_answers_at_once() -> None:
+    """asyncio itself decides by what the listening socket says of itself."""
+
+    async def option_of_accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                connection = transport.get_extra_info("socket")
+                found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+        listener = listen("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        server = await asyncio.get_running_loop().create_server(Accepted, sock=listener)
+        async with server:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            option = await asyncio.wait_for(found, 10)
+            writer.close()
+            return option
+
+    assert asyncio.run(option_of_accepted()) != 0
+
+
 def wait_until_busy(server: Server) -> None:
-    while server.metric("sotr_pictures_in_flight") < 1:
+    while server.metric("sotr_uploads") < 1:
         time.sleep(0.02)
 
 
-def test_a_slow_client_takes_its_place_for_a_bounded_time_and_others_are_told(strict: Server) -> None:
-    with socket.create_connection(("127.0.0.1", strict.port)) as slow:
-        slow.sendall(head(1000) + b"x" * 10)
+def test_slow_clients_shut_out_nobody_and_are_cut(strict: Server, sample: bytes) -> None:
+    """More of them than there are places for uploads, and than there are for requests."""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(("127.0.0.1", strict.port))) for _ in range(20)]
+        for client in slow:
+            client.sendall(head(1000) + b"x" * 10)
         wait_until_busy(strict)
-        refused = strict.post(b"x")
-        assert problem(refused)[:2] == (503, "busy")
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert problem(strict.http.get("readyz"))[:2] == (503, "busy")
-        assert strict.alive()
-        slow.settimeout(60)
-        answer = b"".join(iter(lambda: slow.recv(4096), b""))  # until the server closes
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b'"too_slow"' in answer
-    assert strict.metric("sotr_requests_shed_total") == 1
-    assert strict.http.get("readyz").status_code == 200
+        time.sleep(1.2)
+        for _ in range(3):
+            assert strict.post(sample).status_code == 200
+        assert strict.http.get("readyz").status_code == 200
+        for client in slow:
+            client.settimeout(60)
+            answer = b"".join(iter(lambda client=client: client.recv(4096), b""))  # until the server closes
+            assert answer.startswith((b"HTTP/1.1 408", b"HTTP/1.1 503"))
+            assert b'"too_slow"' in answer or b'"busy"' in answer
+    assert strict.metric("sotr_uploads") == 0
+
+
+def test_slow_files_do_not_keep_the_service_from_working(sample: bytes) -> None:
+    """Two such files, after which a good image was answered 504 while the server called itself ready; and SIGTERM while
+    others are being decoded ends the process."""
+    body = jpeg_of_scans(240, 4992)
+    with (
+        running("--timeout", "6", "--engine", "pytorch", "--max-pixels", "200000000") as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        slow = [clients.submit(server.post, jpeg_of_scans(250, 12000)) for _ in range(4)]
+        while server.metric("sotr_decoders_busy") < 2:
+            time.sleep(0.02)
+        assert [problem(each.result())[:2] for each in slow] == [(504, "timeout")] * 4
+        deadline = time.monotonic() + 5
+        while server.metric("sotr_decoders_busy"):
+            assert time.monotonic() < deadline, "decoding goes on though nobody waits for it"
+            time.sleep(0.1)
+        assert server.metric("sotr_decoders_ended") >= 2
+        assert server.post(sample).status_code == 200
+        again = [clients.submit(server.post, body) for _ in range(2)]
+        while server.metric("sotr_decoders_busy") < 2:
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        output, errors = server.process.communicate(timeout=20)
+        assert (server.process.returncode, output, errors) == (0, "stopped\n", "")
+        for each in again:
+            assert each.exception() is not None or each.result().status_code in (200, 504)
+
+
+def test_a_server_that_may_open_few_files_serves_and_says_little(sample: bytes) -> None:
+    with running("--engine", "pytorch", "--timeout", "30", files=64) as server, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(90)]
+        time.sleep(1)
+        for client in crowd[:60]:
+            client.close()
+        time.sleep(1.5)
+        assert httpx.post(server.url + "predict", content=sample, timeout=60).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        _, errors = server.process.communicate(timeout=60)
+        assert errors.count("\n") <= 2, errors[:3000]
 
 
 def test_an_answer_that_is_not_read_keeps_its_place_for_a_bounded_time(strict: Server) -> None:
@@ -79,7 +150,7 @@ def test_an_answer_that_is_not_read_keeps_its_place_for_a_bounded_time(strict: S
 
 
 def test_a_connection_without_a_request_is_cut(strict: Server) -> None:
-    for start in (b"", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+    for start in (b"", b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "):
         with socket.create_connection(("127.0.0.1", strict.port)) as client:
             client.sendall(start)
             client.settimeout(60)
@@ -96,7 +167,7 @@ def test_sigterm_drains() -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as another:
             another.sendall(head(len(body)) + body[:500])
             wait_until_busy(server)
-        while server.metric("sotr_pictures_in_flight") > 0:
+        while server.metric("sotr_uploads") > 0:
             time.sleep(0.02)
         client.sendall(head(len(body)) + body[:500])
         wait_until_busy(server)
@@ -121,8 +192,8 @@ def test_sigterm_drains() -> None:
     [
         (["--model", "no such model"], "there is no model 'no such model'"),
         (["--port", "70000"], "port is 70000"),
-        (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
-        (["--host", "a..b"], "cannot listen on a..b"),
+        (["--host", "256.1.1.1", "--no-auth"], "cannot listen on 256.1.1.1"),
+        (["--host", "a..b", "--no-auth"], "cannot listen on a..b"),
         (["--timeout", ".inf"], "timeout is inf; it must be positive, and not infinite"),
         (["--max-pixels", "0"], "max_pixels is 0; it must be positive"),
         (["--max-pixels", "200000001"], "max_pixels is 200000001; it must be at most 200000000"),
@@ -142,7 +213,24 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert captured.err.count("\n") == 1
 
 
-def test_a_taken_port_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_said_beside_the_log_is_json_too() -> None:
+    with running("--access-log", "--engine", "pytorch") as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"this is not HTTP\r\n\r\n")
+            client.recv(100)
+        server.http.get("healthz")
+        server.process.send_signal(signal.SIGTERM)
+        _, errors = server.process.communicate(timeout=60)
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert any(line.get("path") == "/healthz" for line in lines)
+    assert any("Invalid HTTP" in line.get("message", "") for line in lines)
+
+
+def test_a_taken_port_is_said_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("the model was loaded first")
+
+    monkeypatch.setattr("sotr.serving.server.load", load)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", "--port", str(port)]) == 2

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sotr.data.costly import refuse_costly
 from sotr.data.deep import deep_values
 from sotr.data.scaling import scale_to_8_bit
 from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff
@@ -84,6 +85,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     if isinstance(source, Image.Image):
         return _decode(source, "<PIL image>", max_pixels)
     name = "<bytes>" if isinstance(source, bytes) else str(source)
+    refuse_costly(source, name)
     with _opened(source, name) as image:
         if isinstance(image, Image.Image):
             return _decode(image, name, max_pixels, source if isinstance(source, bytes) else Path(source))

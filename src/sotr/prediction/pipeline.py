@@ -1,5 +1,6 @@
 """Pictures through a model: the next ones are read, and results written, while the network works."""
 
+import math
 import os
 import time
 from collections import deque
@@ -14,14 +15,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.data.images import MAX_PIXELS, load_image
+from sotr.data.decoding_pool import DecodingPool
+from sotr.data.images import MAX_PIXELS, ImageSource
 from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
 from sotr.results.instances import Instances
 from sotr.tiling import TilePicture, check_tiles, open_picture, segment_tiles
 
 READERS = min(4, os.cpu_count() or 1)
-"""Threads that read pictures."""
+"""Images that are read at the same time, each in a process of its own, which can be ended."""
+
+FILE_SECONDS = 60.0
+"""Seconds that a file may take to be read, where nothing else is asked for."""
 
 PENDING_WRITES = 2
 """Results that may wait to be written."""
@@ -37,6 +42,8 @@ class Segmentation:
     batch_size: int
     tile: int | None
     overlap: float
+    file_seconds: float = FILE_SECONDS
+    """Seconds that a file may take to be read; one that takes longer is skipped."""
 
     def check(self) -> None:
         """Refuse settings that are out of range.
@@ -46,6 +53,8 @@ class Segmentation:
         """
         if self.tile is not None:
             check_tiles(self.tile, self.overlap)
+        if not 0 < self.file_seconds < math.inf:
+            raise SOTRError(f"file_seconds is {self.file_seconds}; it must be positive, and not infinite")
         self._predict([])
 
     def of_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
@@ -124,11 +133,23 @@ def segment_files(
         progress: called with the pictures, or parts of one, that were done since the last call.
         draw: whether the pictures themselves are wanted.
     """
-    if segmentation.tile is not None:
-        for path in paths:
-            yield _in_tiles(segmentation, path, waits, progress, draw)
-        return
-    loaded = _read_ahead(paths, segmentation.batch_size + READERS)
+    with DecodingPool(READERS) as decoders:
+        if segmentation.tile is None:
+            yield from _whole(segmentation, paths, waits, progress, draw, decoders)
+        else:
+            for path in paths:
+                yield _in_tiles(segmentation, path, waits, progress, draw, decoders)
+
+
+def _whole(
+    segmentation: Segmentation,
+    paths: Iterable[Path],
+    waits: Waits,
+    progress: Callable[[float], None],
+    draw: bool,
+    decoders: DecodingPool,
+) -> Iterator[Segmented]:
+    loaded = _read_ahead(paths, segmentation.batch_size + READERS, decoders, segmentation.file_seconds)
     while True:
         with waits.timing("reading"):
             batch = list(islice(loaded, segmentation.batch_size))
@@ -145,7 +166,12 @@ def segment_files(
 
 
 def _in_tiles(
-    segmentation: Segmentation, path: Path, waits: Waits, progress: Callable[[float], None], draw: bool
+    segmentation: Segmentation,
+    path: Path,
+    waits: Waits,
+    progress: Callable[[float], None],
+    draw: bool,
+    decoders: DecodingPool,
 ) -> Segmented:
     done = 0.0
 
@@ -154,9 +180,13 @@ def _in_tiles(
         done += part
         progress(part)
 
+    def load(source: ImageSource, *, max_pixels: int) -> NDArray[np.uint8]:
+        assert isinstance(source, Path)
+        return decoders.load(source, max_pixels=max_pixels, seconds=segmentation.file_seconds)
+
     try:
         # Tiles are read while others are in the network: all of it counts as the network's time.
-        with waits.timing("network"), open_picture(path) as picture:
+        with waits.timing("network"), open_picture(path, load) as picture:
             instances = segmentation.of_picture(picture, advance)
             draw = draw and picture.height * picture.width <= MAX_PIXELS
             image = picture.read(0, 0, picture.width, picture.height) if draw else None
@@ -166,24 +196,27 @@ def _in_tiles(
     return Segmented(path, image, instances)
 
 
-def _read_ahead(paths: Iterable[Path], ahead: int) -> Iterator[Segmented]:
+def _read_ahead(paths: Iterable[Path], ahead: int, decoders: DecodingPool, seconds: float) -> Iterator[Segmented]:
     """The pictures in order, without objects; up to `ahead` of them are read before they are asked for."""
     waiting: deque[Future[Segmented]] = deque()
     rest = iter(paths)
     with ThreadPoolExecutor(READERS) as readers:
         try:
             while True:
-                waiting += [readers.submit(_load, path) for path in islice(rest, ahead - len(waiting))]
+                waiting += [
+                    readers.submit(_load, decoders, seconds, path) for path in islice(rest, ahead - len(waiting))
+                ]
                 if not waiting:
                     return
                 yield waiting.popleft().result()
         finally:
+            decoders.close()  # otherwise an interrupt would wait for slow files
             readers.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(path: Path) -> Segmented:
+def _load(decoders: DecodingPool, seconds: float, path: Path) -> Segmented:
     try:
-        return Segmented(path, load_image(path), None)
+        return Segmented(path, decoders.load(path, seconds=seconds), None)
     except SOTRError as error:
         return _unreadable(path, error)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sotr.data.images import MAX_PIXELS
+from sotr.data.sizes import MUCH_SHRUNK, shrinking
 from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.model.predictor import ENGINE_AFTER, Predictor
@@ -35,7 +36,7 @@ from sotr.prediction.output import (
     write_masks,
     write_png,
 )
-from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_files, write_behind
+from sotr.prediction.pipeline import FILE_SECONDS, Segmentation, Segmented, Waits, segment_files, write_behind
 from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
@@ -78,7 +79,7 @@ def predict(
     overlays: bool = True,
     masks: bool = False,
     csv: bool = False,
-    tile: int | None = None,
+    tile: int | Literal["auto"] | None = None,
     overlap: float = OVERLAP,
     shard: int | None = None,
     shards: int | None = None,
@@ -90,6 +91,7 @@ def predict(
     polygons: bool = False,
     labelme: bool = False,
     ids_from: str | None = None,
+    file_seconds: float = FILE_SECONDS,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -125,6 +127,7 @@ def predict(
         csv: write one line per object to OUT/objects.csv.
         tile: segment pictures of any size in overlapping tiles of so many pixels a side, and merge their objects. The
             model resizes a tile like any picture: choose it such that objects look as large as in the training data.
+            auto takes the size of the model's training images.
         overlap: part of a tile's side that it shares with the next one, above 0 and at most 0.5.
         shard: which share of the pictures is this process's, from 0; by default its rank.
         shards: how many shares there are; by default the number of processes.
@@ -140,6 +143,7 @@ def predict(
         labelme: write OUT/labelme/NAME.json for each image, its objects as labelme's polygons.
         ids_from: COCO annotation file whose image ids are used, by the names of the images, so that OUT/results.json
             can be scored against it.
+        file_seconds: seconds that a file may take to be read; one that takes longer is skipped, and listed.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -168,7 +172,9 @@ def predict(
             model.accelerate()
     if decode is not None:
         model.change_decoding(decode)
-    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap)
+    if tile == "auto":
+        tile = model.edges[0]
+    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
     try:
@@ -226,7 +232,8 @@ def _predict_pictures(
     names = output_names(paths, file_names, out)
     report = Report(one_class=len(model.class_names) == 1)
     failures: list[tuple[str, str]] = []
-    undrawn = large = 0
+    undrawn = large = shrunk = 0
+    most_shrunk = MUCH_SHRUNK
     info = {
         "description": "objects found by SOTR",
         "model": model.name,
@@ -246,6 +253,11 @@ def _predict_pictures(
                 failures.append((printable(str(picture.path)), printable(picture.error)))
                 continue
             undrawn += picture.image is None
+            if (
+                segmentation.tile is None
+                and (factor := shrinking(*picture.instances.image_size, model.edges)) > MUCH_SHRUNK
+            ):
+                shrunk, most_shrunk = shrunk + 1, max(most_shrunk, factor)
             # A mask is a picture of the same size, and there may be thousands.
             whole = math.prod(picture.instances.image_size) <= MAX_PIXELS
             large += not whole
@@ -266,6 +278,12 @@ def _predict_pictures(
         console.print(f"no overlay of {counted(undrawn, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
     if wanted.masks and large:
         console.print(f"no masks of {counted(large, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
+    if shrunk:
+        console.print(
+            f"{counted(shrunk, 'picture')} shrunk by a factor of up to {most_shrunk:.1f} to fit the size of the "
+            "model's training images; to find small objects, use --tile auto",
+            soft_wrap=True,
+        )
     print_failures(failures)
     return PredictionSummary(report.pictures, report.objects, failures, out)
 

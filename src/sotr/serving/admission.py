@@ -1,18 +1,21 @@
 """Who is let in: as many requests as can be answered in time, and the others are told so at once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from sotr.serving.intake import Limits
 from sotr.serving.monitor import Metrics
 from sotr.serving.problems import RequestError
+from sotr.serving.settings import Limits
 
 PIECE = 1 << 16
 """Bytes of an answer that are handed to the connection at a time."""
+
+MAX_TILES = 2000
+"""Tiles of an image, at most."""
 
 
 class Answer(Response):
@@ -24,10 +27,13 @@ class Answer(Response):
         body: the answer.
         media_type: its content type.
         place: what ends when it is taken, or the client gone.
+        headers: further headers.
     """
 
-    def __init__(self, body: bytes, media_type: str, place: AbstractContextManager[object]) -> None:
-        super().__init__(body, media_type=media_type)
+    def __init__(
+        self, body: bytes, media_type: str, place: AbstractContextManager[object], headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(body, media_type=media_type, headers=dict(headers))
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,12 +59,13 @@ class Admission:
         self._limits = limits
         self._metrics = metrics
         self._active = 0
+        self._more = 0
         self._seconds_per_picture = 0.0
 
     @property
     def expected_wait(self) -> float:
         """Seconds until the requests under way are answered, by the pace of the last ones."""
-        return self._active * self._seconds_per_picture
+        return (self._active + self._more) * self._seconds_per_picture
 
     @property
     def full(self) -> bool:
@@ -69,9 +76,8 @@ class Admission:
         """Learn the pace from a batch that has gone through the network."""
         self._seconds_per_picture += 0.3 * (seconds / pictures - self._seconds_per_picture)
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request in while the block runs.
+    def refuse_if_full(self) -> None:
+        """Tell who comes that there is no place, before the image is read.
 
         Raises:
             RequestError: the server is full.
@@ -81,6 +87,26 @@ class Admission:
             seconds = max(1, math.ceil(min(60.0, self.expected_wait)))
             message = f"the server is busy with {self._active} requests; try again in {seconds} s"
             raise RequestError(503, "busy", message, {"Retry-After": str(seconds)})
+
+    def refuse_if_too_long(self, tiles: int) -> None:
+        """Refuse an image of more tiles than can be done in time, by the pace of the last ones.
+
+        Raises:
+            RequestError: names the remedy.
+        """
+        seconds = tiles * self._seconds_per_picture
+        if tiles > MAX_TILES or seconds > self._limits.timeout:
+            message = f"the image would be cut into {tiles} tiles, which is more than can be done in time"
+            raise RequestError(422, "too_many_tiles", f"{message}; choose a larger tile, or send parts of the image")
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request in while the block runs.
+
+        Raises:
+            RequestError: the server is full.
+        """
+        self.refuse_if_full()
         self._active += 1
         self._metrics.in_flight.inc()
         try:
@@ -88,3 +114,12 @@ class Admission:
         finally:
             self._active -= 1
             self._metrics.in_flight.dec()
+
+    @contextmanager
+    def more(self, images: int) -> Iterator[None]:
+        """Count a request as so many more while the block runs: those tiles go through the network one by one."""
+        self._more += images
+        try:
+            yield
+        finally:
+            self._more -= images

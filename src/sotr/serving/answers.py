@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -58,11 +59,12 @@ class Prediction(BaseModel):
     width: int
     classes: list[ClassName]
     objects: list[FoundObject]
+    notes: list[str] = Field(default=[], description="what to know about this answer, in lines of plain text")
 
 
-def to_json(instances: Instances, model: str, masks: MaskKind) -> bytes:
+def to_json(instances: Instances, model: str, masks: MaskKind, notes: Sequence[str] = ()) -> bytes:
     """The body of a JSON answer, see `Prediction`."""
-    answer: dict[str, Any] = {"model": model, **instances.to_json()}
+    answer: dict[str, Any] = {"model": model, **instances.to_json(), "notes": list(notes)}
     if masks != "rle":
         for i, found in enumerate(answer["objects"]):
             found["segmentation"] = (

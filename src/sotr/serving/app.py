@@ -1,5 +1,6 @@
 """The service's addresses."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -9,15 +10,30 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI, Query, Request, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from sotr.model.predictor import Predictor
 from sotr.results.drawing import COLORS
-from sotr.serving.answers import MaskKind, Prediction
-from sotr.serving.intake import FIELD, Limits
+from sotr.serving.answers import MaskKind
+from sotr.serving.door import Door
+from sotr.serving.interface import (
+    ACCESS_PROBLEMS,
+    BUSY,
+    DESCRIPTION,
+    IMAGE_BODY,
+    PREDICTED,
+    PROBLEMS,
+    UPRIGHT,
+    ModelDescription,
+    Status,
+)
 from sotr.serving.monitor import Monitor
-from sotr.serving.problems import Problem, add_problem_handlers, problem_response
+from sotr.serving.problems import RequestError, add_problem_handlers
+from sotr.serving.protocol import quiet_when_full
 from sotr.serving.service import Service, Settings
+from sotr.serving.settings import Access, Limits
+from sotr.tiling import MIN_TILE, OVERLAP
 
 PAGE = Path(__file__).parent / "page"
 
@@ -27,38 +43,25 @@ MAX_OBJECTS = 1000
 USUAL_SCORE = 0.3
 """Objects below this score are left out where a client asks for nothing else."""
 
-DESCRIPTION = """
-Instance segmentation: send a picture, get the objects in it with their masks. Coordinates are pixels of the upright
-picture (EXIF rotation applied), origin at the top left, half-open.
 
-Every error is JSON, `{"error": {"code": ..., "message": ...}}`. When the server is busy it answers 503 at once;
-`Retry-After` says in how many seconds to try again.
-"""
+class PageFiles(StaticFiles):
+    """The page's files; browsers ask each time whether they have changed, and get them only then."""
 
-_FILE = {"type": "string", "format": "binary"}
-_PICTURE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": f"One picture: as multipart field `{FIELD}`, or as the body itself.",
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _FILE}}},
-            "application/octet-stream": {"schema": _FILE},
-            "image/*": {"schema": _FILE},
-        },
-    }
-}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "no picture in the request"},
-    408: {"model": Problem, "description": "the picture came too slowly"},
-    413: {"model": Problem, "description": "the picture has too many bytes or pixels"},
-    415: {"model": Problem, "description": "neither a form nor a picture"},
-    422: {"model": Problem, "description": "no readable picture, or a setting out of range"},
-    503: {"model": Problem, "description": "too many requests; see the header Retry-After"},
-    504: {"model": Problem, "description": "time is up"},
-}
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """See `StaticFiles`."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
-def create_app(segmenter: Predictor[Any], limits: Limits, batch_size: int, sample: bytes, access_log: bool) -> FastAPI:
+def create_app(
+    segmenter: Predictor[Any],
+    limits: Limits,
+    batch_size: int,
+    sample: bytes,
+    access_log: bool,
+    access: Access = Access(),  # noqa: B008  # it is frozen
+) -> FastAPI:
     """The ASGI application.
 
     Args:
@@ -67,11 +70,14 @@ def create_app(segmenter: Predictor[Any], limits: Limits, batch_size: int, sampl
         batch_size: pictures that go through the network together, at most.
         sample: a picture file that the page offers to try.
         access_log: write a line of JSON per request to standard error.
+        access: who may ask.
     """
     service = Service(segmenter, limits, batch_size)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(quiet_when_full)
+        service.decoders.start()
         yield
         service.close()
 
@@ -83,13 +89,38 @@ def create_app(segmenter: Predictor[Any], limits: Limits, batch_size: int, sampl
         version=version("sotr"),
         favicon_url="icon.svg",
         swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0},
+        generate_unique_id_function=lambda route: route.name,
     )
+    app.state.service = service
+    files = frozenset(path.name for path in PAGE.iterdir() if path.is_file())
+    app.add_middleware(Door, access=access, files=files)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type"],
+            expose_headers=["Retry-After", "X-Note"],
+        )
     app.add_middleware(Monitor, metrics=service.metrics, access_log=access_log)
     add_problem_handlers(app)
     _add_picture_routes(app, service)
     _add_information_routes(app, service, sample)
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    _add_probes(app, service)
+    _add_page(app, files)
     return app
+
+
+def _add_page(app: FastAPI, files: frozenset[str]) -> None:
+    """A route for each file: a mount would take every other address, and answer 404 where the method is wrong."""
+    page = PageFiles(directory=PAGE)
+    for name in files:
+
+        async def file(request: Request, name: str = name) -> Response:
+            return await page.get_response(name, request.scope)
+
+        for path in {f"/{name}", "/" if name == "index.html" else f"/{name}"}:
+            app.add_route(path, file, methods=["GET"], include_in_schema=False)
 
 
 def _add_picture_routes(app: FastAPI, service: Service) -> None:
@@ -99,8 +130,8 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         summary="Segment a picture",
-        openapi_extra=_PICTURE_BODY,
-        responses={200: {"model": Prediction, "content": {"image/png": {"schema": _FILE}}}, **_PROBLEMS},
+        openapi_extra=IMAGE_BODY,
+        responses={200: PREDICTED, **PROBLEMS},
     )
     async def predict(
         request: Request,
@@ -115,15 +146,26 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
             MaskKind,
             Query(description="in JSON: COCO RLE; COCO polygons (outlines, with cuts to holes); or a PNG per object"),
         ] = "rle",
+        tile: Annotated[
+            int | None,
+            Query(
+                ge=MIN_TILE,
+                description="cut the picture into overlapping tiles of so many pixels a side, and merge their objects: "
+                "for large pictures of small objects; max_objects is then the limit of a tile",
+            ),
+        ] = None,
+        overlap: Annotated[
+            float, Query(gt=0, le=0.5, description="part of a tile's side that it shares with the next one")
+        ] = OVERLAP,
     ) -> Response:
         """Finds the objects in one picture. Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""
-        return await service.predict(request, Settings(score, max_objects, format, masks))
+        return await service.predict(request, Settings(score, max_objects, format, masks, tile, overlap))
 
     @app.post(
         "/upright",
         summary="The picture as the model sees it",
-        openapi_extra=_PICTURE_BODY,
-        responses={200: {"content": {"image/png": {"schema": _FILE}}}, **_PROBLEMS},
+        openapi_extra=IMAGE_BODY,
+        responses={200: UPRIGHT, **PROBLEMS},
         response_class=Response,
     )
     async def upright(request: Request) -> Response:
@@ -134,11 +176,12 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
 def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> None:
     segmenter, limits = service.segmenter, service.limits
 
-    @app.get("/model", summary="The model and the limits")
-    async def model() -> dict[str, Any]:
+    @app.head("/model", include_in_schema=False)
+    @app.get("/model", summary="The model and the limits", responses=ACCESS_PROBLEMS)
+    async def model() -> ModelDescription:
         (shortest, longest), decoding = segmenter.edges, segmenter.decode_options
         classes = zip(segmenter.category_ids, segmenter.class_names, strict=True)
-        return {
+        description = {
             "name": segmenter.name,
             "version": version("sotr"),
             "device": str(segmenter.device),
@@ -154,21 +197,32 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
                 "timeout": limits.timeout,
             },
         }
+        return ModelDescription.model_validate(description)
 
-    @app.get("/sample", summary="A picture to try", response_class=Response)
+    @app.head("/sample", include_in_schema=False)
+    @app.get(
+        "/sample", summary="A picture to try", response_class=Response, responses={200: UPRIGHT, **ACCESS_PROBLEMS}
+    )
     async def sample_picture() -> Response:
         return Response(sample, media_type="image/png")
 
+
+def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the server lives")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz() -> Status:
+        return Status(status="ok")
 
-    @app.get("/readyz", summary="Whether the server would take a picture now", responses={503: _PROBLEMS[503]})
-    async def readyz() -> Response:
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Whether the server would take a picture now", responses={503: BUSY})
+    async def readyz() -> Status:
+        if service.stuck:
+            raise RequestError(503, "stuck", f"{service.stuck}; this ends by itself", {"Retry-After": "5"})
         if service.admission.full:
-            return problem_response(503, "busy", "as many requests are under way as are accepted", {"Retry-After": "1"})
-        return Response('{"status":"ready"}', media_type="application/json")
+            raise RequestError(503, "busy", "as many requests are under way as are accepted", {"Retry-After": "1"})
+        return Status(status="ready")
 
-    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=ACCESS_PROBLEMS)
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

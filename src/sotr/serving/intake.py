@@ -1,19 +1,18 @@
 """Getting the picture out of a request: bounded in bytes and time, never by way of a disk."""
 
 import asyncio
-import math
+import difflib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from sotr.data.images import MAX_PIXELS
-from sotr.errors import SOTRError
 from sotr.serving.problems import RequestError
+from sotr.serving.settings import Limits
+from sotr.serving.uploads import Upload
 
 FIELD = "image"
 """The multipart field that holds the picture."""
@@ -30,49 +29,57 @@ HOW_TO = (
 )
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a server accepts.
-
-    Raises:
-        SOTRError: a limit is not positive, or more pixels than can be drawn.
-    """
-
-    max_bytes: int = 32_000_000
-    """Bytes of a picture's file."""
-    max_pixels: int = 25_000_000
-    """Width times height of a picture."""
-    max_requests: int = 32
-    """Requests that are worked on at the same time, waiting ones included."""
-    timeout: float = 60.0
-    """Seconds that a request may take, from its head to its answer."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "max_requests", "timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SOTRError(f"{name} is {getattr(self, name)}; it must be positive, and not infinite")
-        if self.max_pixels > MAX_PIXELS:
-            raise SOTRError(f"max_pixels is {self.max_pixels}; it must be at most {MAX_PIXELS}")
-
-
 class _InMemoryParser(MultiPartParser):
     # Starlette puts files over a megabyte on the disk, which may be full or read-only; here the body is bounded.
     spool_max_size = 2**40
 
 
-async def read_picture(request: Request, limits: Limits) -> bytes:
+def check_settings(request: Request) -> None:
+    """Refuse settings that there are not, and those that are given twice: they would be ignored.
+
+    Raises:
+        RequestError: names the setting, and the nearest that there is.
+    """
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    known = [field.alias for field in dependant.query_params] if dependant is not None else []
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise RequestError(422, "invalid_setting", f"there is no setting {name[:40]!r}; {remedy}")
+        if given.count(name) > 1:
+            raise RequestError(422, "invalid_setting", f"the setting {name!r} is given more than once; give it once")
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether the client asks for compressed answers."""
+    for part in request.headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = part.replace(" ", "").partition(";q=")
+        if coding in ("gzip", "*"):
+            return weight not in ("0", "0.0", "0.00", "0.000")
+    return False
+
+
+async def read_picture(request: Request, limits: Limits, upload: Upload) -> bytes:
     """The bytes of the picture that a request carries.
 
     Raises:
         RequestError: there is none, or it is too large, too slow, or sent in another way than `HOW_TO` says.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        message = (
+            f"Content-Encoding is {encoding[:40]!r}; send the image's file as it is, images are compressed already"
+        )
+        raise RequestError(415, "wrong_content_encoding", message)
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _from_form(request, limits)
+        return await _from_form(request, limits, upload)
     if kind != "application/octet-stream" and not kind.startswith("image/"):
         raise RequestError(415, "wrong_content_type", f"Content-Type is {kind[:80]!r}; {HOW_TO}")
     body = bytearray()
-    async with aclosing(_chunks(request, limits.max_bytes)) as chunks:
+    async with aclosing(_chunks(request, upload, limits.max_bytes)) as chunks:
         async for chunk in chunks:
             body += chunk
     if not body:
@@ -80,8 +87,8 @@ async def read_picture(request: Request, limits: Limits) -> bytes:
     return bytes(body)
 
 
-async def _from_form(request: Request, limits: Limits) -> bytes:
-    async with aclosing(_chunks(request, limits.max_bytes, FORM_OVERHEAD)) as chunks:
+async def _from_form(request: Request, limits: Limits, upload: Upload) -> bytes:
+    async with aclosing(_chunks(request, upload, limits.max_bytes, FORM_OVERHEAD)) as chunks:
         try:
             parser = _InMemoryParser(request.headers, chunks, max_files=1, max_fields=10, max_part_size=FORM_OVERHEAD)
             form = await parser.parse()
@@ -97,6 +104,13 @@ async def _from_form(request: Request, limits: Limits) -> bytes:
             names = ", ".join(repr(name[:40]) for name in form) or "none"
             message = f"the form has no field '{FIELD}' (its fields: {names}); {HOW_TO}"
             raise RequestError(400, "no_picture", message)
+        others = [name for name in form if name != FIELD]
+        if others:
+            message = (
+                f"the form has a field {others[0][:40]!r} besides '{FIELD}'; settings belong into the address, such as "
+                "/predict?score=0.5"
+            )
+            raise RequestError(422, "invalid_setting", message)
         if not isinstance(part, UploadFile):
             message = (
                 f"the field '{FIELD}' holds text, not a file; neither paths nor addresses are opened: send the "
@@ -111,7 +125,7 @@ async def _from_form(request: Request, limits: Limits) -> bytes:
     return body
 
 
-async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncGenerator[bytes, None]:
+async def _chunks(request: Request, upload: Upload, max_bytes: int, overhead: int = 0) -> AsyncGenerator[bytes, None]:
     """The body piece by piece; counted, because a client's Content-Length need not be there, nor be true."""
     message = f"the picture's file is larger than this server's limit of {_megabytes(max_bytes)}; shrink it"
     too_large = RequestError(413, "body_too_large", message)
@@ -133,6 +147,7 @@ async def _chunks(request: Request, max_bytes: int, overhead: int = 0) -> AsyncG
                     408, "too_slow", f"nothing of the picture came for {PAUSE:.0f} s; send it again"
                 ) from None
             received += len(chunk)
+            upload.received = received
             if received > max_bytes + overhead:
                 raise too_large
             yield chunk

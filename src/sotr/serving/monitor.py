@@ -1,6 +1,7 @@
 """What the service says about itself: Prometheus metrics and, if wanted, a line of JSON per request."""
 
 import json
+import logging
 import sys
 import time
 from datetime import UTC, datetime
@@ -27,6 +28,19 @@ class Metrics:
         )
         self.shed = Counter(
             "sotr_requests_shed", "Requests refused because too many were there.", registry=self.registry
+        )
+        self.uploads = Gauge("sotr_uploads", "Images on their way to the server.", registry=self.registry)
+        self.decoding = Gauge("sotr_decoders_busy", "Images being decoded.", registry=self.registry)
+        self.decoding_seconds = Gauge(
+            "sotr_decoding_seconds", "Seconds for which the oldest image has been decoded.", registry=self.registry
+        )
+        self.decoders_ended = Gauge(
+            "sotr_decoders_ended", "Decoders ended because an image took too long.", registry=self.registry
+        )
+        self.network_seconds = Gauge(
+            "sotr_network_seconds",
+            "Seconds for which the network has been at work on its batch.",
+            registry=self.registry,
         )
         self.objects = Counter("sotr_objects", "Objects found.", registry=self.registry)
         self.batches = Histogram(
@@ -86,3 +100,27 @@ class Monitor:
             "bytes_out": sent,
         }
         print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _JSONLines(logging.Formatter):
+    """A message as a line of JSON, like those of requests."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def json_logging() -> None:
+    """Write what libraries log or warn of to standard error as lines of JSON."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JSONLines())
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from sotr.data.decoding_pool import DecodingMemoryError
 from sotr.data.images import PictureTooLargeError
 from sotr.errors import SOTRError
 
@@ -38,7 +39,15 @@ class RequestError(Exception):
             # The limit is not the client's to raise.
             reason = reason.removesuffix(", predict in pieces with --tile, or raise max_pixels")
             return cls(413, "picture_too_large", f"the picture is too large: {reason}")
+        if isinstance(error, DecodingMemoryError):
+            return out_of_memory()
         return cls(422, "unreadable_picture", f"what was sent {reason}")
+
+
+def out_of_memory() -> RequestError:
+    """The answer where the memory does not suffice."""
+    message = "the server has too little memory for this image just now; try again later, or shrink it"
+    return RequestError(503, "out_of_memory", message, {"Retry-After": "10"})
 
 
 class ProblemDetails(BaseModel):
@@ -65,6 +74,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _invalid_setting)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(MemoryError, _no_memory)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -89,6 +99,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     }
     code, message = texts.get(error.status_code, ("bad_request", str(error.detail)))
     return problem_response(error.status_code, code, message, dict(error.headers or {}))
+
+
+async def _no_memory(request: Request, _: Exception) -> JSONResponse:
+    return await _request_error(request, out_of_memory())
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

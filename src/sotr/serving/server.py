@@ -1,7 +1,6 @@
 """The `serve` command: a model behind uvicorn, which drains and ends with code 0 when it is told to stop."""
 
-import asyncio
-import json
+import os
 import signal
 import socket
 import sys
@@ -11,26 +10,18 @@ from pathlib import Path
 from typing import Literal
 
 import uvicorn
+from fastapi import FastAPI
 from rich.console import Console
 from rich.markup import escape
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sotr.data.images import load_image
-from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.serving.answers import to_png
 from sotr.serving.app import create_app
-from sotr.serving.intake import Limits
+from sotr.serving.monitor import json_logging
+from sotr.serving.protocol import at_one_time, guarded_protocol, listen, most_connections
 from sotr.serving.sample import draw_sample
-
-MAX_CONNECTIONS = 512
-"""Open connections, idle ones included; further ones are closed at once."""
-
-LINGER = 5.0
-"""Seconds for which the rest of a refused picture is read and thrown away: closing at once would destroy the answer on
-its way to a client that is still sending."""
-
-LOOPBACK = ("localhost", "::1")
+from sotr.serving.settings import Limits, ServerSettings, access_of, is_loopback
 
 _HEADERS = [("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY"), ("Referrer-Policy", "no-referrer")]
 
@@ -40,7 +31,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str = "auto",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     max_bytes: int = Limits.max_bytes,
     max_pixels: int = Limits.max_pixels,
     max_requests: int = Limits.max_requests,
@@ -50,11 +41,15 @@ def serve(
     quiet: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["auto", "pytorch"] = "auto",
+    api_key_file: str | Path | None = None,
+    auth: bool = True,
+    allowed_hosts: str | None = None,
+    cors_origin: str | None = None,
 ) -> None:
     """Serve a model over HTTP: POST /predict takes a picture, and the page at / shows what comes of it.
 
-    /docs describes the interface. SIGTERM and Ctrl+C end the server once the requests that it has are answered. There
-    is no access control: beyond this machine, put a reverse proxy in front.
+    /docs describes the interface. SIGTERM and Ctrl+C end the server once the requests that it has are answered. Where
+    other machines reach the server, it wants a key from its clients.
 
     Args:
         model: a bundled model, a model or training run folder, a hub id, or an exported file (.onnx, .xml), for which
@@ -62,7 +57,8 @@ def serve(
         host: address to listen on; the default answers this machine alone, 0.0.0.0 whoever can reach it.
         port: port to listen on; 0 takes a free one, which is printed.
         device: auto, cpu, cuda, cuda:1, mps; an exported file runs on cpu or cuda.
-        batch_size: pictures of one size that go through the network together when several wait.
+        batch_size: pictures of one size that go through the network together when several wait; by default 1 on a CPU,
+            where more gain nothing, else 8.
         max_bytes: largest file of a picture that is accepted, in bytes.
         max_pixels: largest width times height that is accepted.
         max_requests: requests worked on at the same time, waiting ones included; further ones are answered 503, and so
@@ -74,54 +70,67 @@ def serve(
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
         engine: auto takes the quickest way that proves equal to plain PyTorch, such as OpenVINO on CPUs if it is
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
+        api_key_file: a file with a key of at least 16 characters that clients must show; the page asks for it once.
+            Needed where other machines reach the server.
+        auth: --no-auth lets everyone ask who reaches the server.
+        allowed_hosts: names under which the server answers, such as lab.example,*.lab.example; * is every name. By
+            default those of this machine if it alone reaches the server, else every name.
+        cors_origin: other servers whose pages may ask this one, such as https://lab.example, separated by commas.
 
     Raises:
         SOTRError: the model or the sample cannot be used, a setting is out of range, or the port is taken.
     """
-    if batch_size < 1:
-        raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
     limits = Limits(max_bytes, max_pixels, max_requests, timeout)
+    access = access_of(host, api_key_file, auth, allowed_hosts, cors_origin)
+    settings = ServerSettings(host, port, batch_size, limits, access, access_log, quiet)
+    if access_log:
+        json_logging()
+    connections = most_connections()
     sample_png = to_png(draw_sample() if sample is None else load_image(sample))
-    segmenter = load(model, device, precision, engine)
-    segmenter.accelerate()
-    # The first call sets up threads and kernels, which no client should wait for.
-    segmenter.predict(sample_png)
-    app = create_app(segmenter, limits, batch_size, sample_png, access_log)
-    listener = _listen(host, port)
+    # Before the model, whose loading takes seconds. Who asks in the meantime has to wait.
+    with listen(host, port) as listener:
+        segmenter = load(model, device, precision, engine)
+        segmenter.accelerate()
+        # The first call sets up threads and kernels, which no client should wait for.
+        segmenter.predict(sample_png)
+        together = settings.batch_size_on(segmenter.device)
+        app = create_app(segmenter, limits, together, sample_png, access_log, access)
 
-    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-    address = _address(host, listener.getsockname()[1])
-    console.print(f"{escape(segmenter.name)} on {segmenter.device}: {address} (interface: {address}docs); stop: Ctrl+C")
-    if not (host.startswith("127.") or host in LOOPBACK):
-        print(f"warning: {host} is open to other machines, and there is no access control", file=sys.stderr)  # noqa: T201
+        console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        address = _address(host, listener.getsockname()[1])
+        console.print(
+            f"{escape(segmenter.name)} on {segmenter.device}: {address} (interface: {address}docs); stop: Ctrl+C"
+        )
+        if access.key is None and not is_loopback(host):
+            print(f"warning: {host} is open to other machines, and everyone may ask", file=sys.stderr)  # noqa: T201
+        _run(app, settings, listener, connections)
+        console.print("stopped")
+    if not app.state.service.close():
+        # Threads cannot be ended, and Python waits for them when it leaves.
+        print("warning: work that did not come to an end was given up", file=sys.stderr, flush=True)  # noqa: T201
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _run(app: FastAPI, settings: ServerSettings, listener: socket.socket, most: int) -> None:
+    """Serve until a signal comes and the requests that are there are answered."""
+    timeout = settings.limits.timeout
     config = uvicorn.Config(
         app,
-        http=_guarded_protocol(timeout),
+        http=guarded_protocol(timeout, most),
         ws="none",
         loop="asyncio",
         log_config=None,
         access_log=False,
         headers=_HEADERS,
         server_header=False,
+        backlog=at_one_time(most),
         # Requests end by themselves in time; the second is for their answers.
         timeout_graceful_shutdown=round(timeout) + 1,
     )
     server = uvicorn.Server(config)
     with _stopping_on_signals(server):
         server.run(sockets=[listener])
-    console.print("stopped")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, made before the server starts so that failure is one clear line."""
-    if not 0 <= port <= 65535:
-        raise SOTRError(f"port is {port}; it must lie in 0..65535")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise SOTRError(f"cannot listen on {host} port {port}: {reason}; choose others with --host, --port") from None
 
 
 def _address(host: str, port: int) -> str:
@@ -146,67 +155,3 @@ def _stopping_on_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def _guarded_protocol(timeout: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1 for clients that are slow, many or broken.
-
-    uvicorn itself waits without end for a request's head, for a client to take its answer, and for one to finish
-    sending what was refused. Here a connection that spends `timeout` or `LINGER` seconds so is cut.
-    """
-
-    class GuardedProtocol(H11Protocol):
-        _cut: asyncio.TimerHandle | None = None
-        _taking: asyncio.TimerHandle | None = None
-
-        def pause_writing(self) -> None:
-            """The connection is full: from now on the client has a time to take its answer."""
-            super().pause_writing()
-            if self._taking is None:
-                self._taking = self.loop.call_later(timeout, self.transport.abort)
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            if len(self.connections) > MAX_CONNECTIONS:
-                transport.abort()
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._taken()
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unwatch()
-            self._taken()
-            super().connection_lost(exc)
-
-        def send_400_response(self, msg: str) -> None:
-            """Like every error, JSON."""
-            body = json.dumps({"error": {"code": "bad_http", "message": "this is not an HTTP request"}}).encode()
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            self.transport.close()
-
-        def _taken(self) -> None:
-            if self._taking is not None:
-                self._taking.cancel()
-                self._taking = None
-
-        def _watch(self) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._unwatch()
-            elif self._cut is None:
-                refused = self.cycle is not None and self.cycle.more_body
-                self._cut = self.loop.call_later(LINGER if refused else timeout, self.transport.abort)
-
-        def _unwatch(self) -> None:
-            if self._cut is not None:
-                self._cut.cancel()
-                self._cut = None
-
-    return GuardedProtocol

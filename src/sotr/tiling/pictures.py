@@ -1,6 +1,6 @@
 """Rectangles of an image, read when they are asked for where its format allows that."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,19 +33,19 @@ class TilePicture(Protocol):
 
 
 @contextmanager
-def open_picture(source: ImageSource) -> Iterator[TilePicture]:
+def open_picture(source: ImageSource, load: Callable[..., NDArray[np.uint8]] = load_image) -> Iterator[TilePicture]:
     """Open an image for reading it rectangle by rectangle.
 
     Of a tiled TIFF or BigTIFF file only what is asked for is decoded; one of more than 8 bits is read once from end to
-    end to find its range. All other images are decoded at once, by `load_image`, which holds 3 bytes a pixel, and up to
-    10 while it decodes.
+    end to find its range. All other images are decoded at once, by `load`, which is `load_image` or its like, and
+    holds 3 bytes a pixel, and up to 10 while it decodes.
 
     Raises:
         SOTRError: as `load_image`; the limits are `MAX_PIXELS_IN_MEMORY` and `MAX_PIXELS_ON_DISK`.
     """
     with open_tiled(source) as tiff:
         if tiff is None:
-            yield _Loaded(load_image(source, max_pixels=MAX_PIXELS_IN_MEMORY))
+            yield _Loaded(load(source, max_pixels=MAX_PIXELS_IN_MEMORY))
             return
         if tiff.height * tiff.width > MAX_PIXELS_ON_DISK:
             raise SOTRError(

@@ -3,10 +3,16 @@
 const FILL = 0.35;
 const RIM = "rgb(0 0 0 / 55%)";
 
+// A class's colour: the palette's, and beyond that hues that stay apart from each other.
+export function colourOf(label, palette) {
+  if (label < palette.length) return palette[label];
+  return `hsl(${((label - palette.length) * 137.5) % 360} 75% ${label % 2 ? 42 : 62}%)`;
+}
+
 // A colour per object: its class's where the model has several, else one that no near object has.
 export function colourObjects(objects, classes, palette) {
   if (classes.length > 1) {
-    for (const object of objects) object.colour = palette[object.label % palette.length];
+    for (const object of objects) object.colour = colourOf(object.label, palette);
     return;
   }
   objects.forEach((object, index) => {
@@ -19,19 +25,20 @@ export function colourObjects(objects, classes, palette) {
   });
 }
 
-// Paint the picture with the objects on it; `scale` is canvas pixels per pixel of the picture, `pen` their line width.
-export function paint(canvas, bitmap, objects, scale, pen) {
+// Paint the picture with the objects on it: filled, their outlines alone, or none (`look`: fill, outline, original); `scale` is canvas pixels per pixel of the picture, `pen` their line width.
+export function paint(canvas, bitmap, objects, scale, pen, look = "fill") {
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   context.scale(scale, scale);
+  if (look === "original") return;
   context.lineJoin = "round";
   // Large objects first: a small one on top of a large one stays visible.
   const ordered = [...objects].sort((one, other) => other.area - one.area);
   context.globalAlpha = FILL;
-  for (const object of ordered) {
+  for (const object of look === "fill" ? ordered : []) {
     context.fillStyle = object.colour;
     context.fill(object.path, "evenodd");
   }

@@ -1,23 +1,27 @@
 // The page: a picture goes to the server once, with a low score; all choosing happens here.
-import { colourObjects, mark, paint } from "./drawing.js";
+import { beginBusy, endBusy } from "./busy.js";
+import { colourObjects, colourOf, mark, paint } from "./drawing.js";
 import { saveCoco, saveCsv, saveOverlay } from "./files.js";
 import { centreOf, maskInBox, outlineOf } from "./masks.js";
+import { Refusal, ask, inPlainWords, post } from "./server.js";
+import { listenToZoom, resetZoom, zoomed } from "./zoom.js";
 
 const FIRST_SCORE = 0.3;
 const PEN = 1.6;
 const MAX_ENLARGEMENT = 6;
+const LONGEST_CANVAS = 8192;
 const $ = (id) => document.getElementById(id);
 
 let model = null;
-let shown = null; // { name, bitmap, answer, objects, minimum, hidden, chosen, near } of the picture on the page
+let shown = null; // { name, blob, bitmap, answer, objects, minimum, hidden, chosen, near } of the picture on the page
+let sample = null;
+let score = FIRST_SCORE; // stays from picture to picture
 let asking = null; // what cancels the request under way
 
 // Talking to the server.
 
 async function askModel() {
-  const response = await fetch("model");
-  if (!response.ok) throw new Error(`model: ${response.status}`);
-  model = await response.json();
+  model = await (await ask("model")).json();
   const names = model.classes.map((entry) => entry.name);
   const classes = names.length > 3 ? `${names.length} classes` : names.join(", ");
   document.title = `SOTR: ${model.name}`;
@@ -27,35 +31,16 @@ async function askModel() {
   $("accepted").textContent = `PNG, JPEG, TIFF, WebP and more, up to ${megabytes} MB and ${megapixels} megapixels`;
 }
 
-async function post(address, blob, signal) {
-  const type = blob.type.startsWith("image/") ? blob.type : "application/octet-stream";
-  const response = await fetch(address, { method: "POST", headers: { "Content-Type": type }, body: blob, signal });
-  if (response.ok) return response;
-  const problem = await response.json().catch(() => null);
-  throw new Refusal(problem?.error ?? { code: "unknown", message: `the server answered ${response.status}` }, response);
+async function loadSample() {
+  sample = await (await ask("sample")).blob();
+  $("sample-picture").src = URL.createObjectURL(sample);
 }
 
-class Refusal extends Error {
-  constructor({ code, message }, response) {
-    super(message);
-    this.code = code;
-    this.wait = response.headers.get("Retry-After");
-  }
-}
-
-function inPlainWords(error, name) {
-  if (!(error instanceof Refusal)) return "The server cannot be reached. Check that it is still running, then try again.";
-  if (error.code === "unreadable_picture") {
-    return `“${name}” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again.`;
-  }
-  if (error.code === "busy") return `The server is busy. Try again in ${error.wait ?? "a few"} seconds.`;
-  return `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
-}
-
-async function segment(blob, name) {
+// `tile`: pixels a side of the tiles in which to look, or null.
+async function segment(blob, name, tile = null) {
   asking?.abort();
   asking = null; // what comes of it is not to be shown any more
-  setBusy(false);
+  endBusy();
   hideProblem();
   if (model && blob.size > model.limits.max_bytes) {
     const limit = Math.floor(model.limits.max_bytes / 1e6);
@@ -68,21 +53,31 @@ async function segment(blob, name) {
   }
   const request = new AbortController();
   asking = request;
-  setBusy(true);
+  beginBusy(blob, () => {
+    request.abort();
+    if (asking === request) asking = null;
+    endBusy();
+    $("announcement").textContent = "Canceled";
+    (shown ? $("view") : $("choose")).focus({ preventScroll: true });
+  });
+  const started = performance.now();
   try {
     if (!model) await askModel();
     const query = new URLSearchParams({ score: model.lowest_score, max_objects: model.max_objects });
+    if (tile) query.set("tile", tile);
     const [answer, own] = await Promise.all([
       post(`predict?${query}`, blob, request.signal).then((response) => response.json()),
       drawable(blob),
     ]);
+    const seconds = (performance.now() - started) / 1000;
     const fits = own && own.width === answer.width && own.height === answer.height;
     const bitmap = fits ? own : await createImageBitmap(await (await post("upright", blob, request.signal)).blob());
-    if (asking === request) show(name, bitmap, answer);
+    if (asking === request) show({ name, blob, bitmap, answer, seconds, tile });
   } catch (error) {
-    if (asking === request) showProblem(inPlainWords(error, name));
+    const again = error.code === "busy" || !(error instanceof Refusal) ? () => segment(blob, name, tile) : null;
+    if (asking === request) showProblem(inPlainWords(error, name), again);
   } finally {
-    if (asking === request) setBusy(false);
+    if (asking === request) endBusy();
   }
 }
 
@@ -94,15 +89,12 @@ async function drawable(blob) {
   return createImageBitmap(blob).catch(() => null);
 }
 
-function setBusy(busy) {
-  $("busy").hidden = !busy;
-  $("stage").setAttribute("aria-busy", busy);
-}
-
 // What is on the page.
 
-function showProblem(text) {
+function showProblem(text, again = null) {
   $("problem-text").textContent = text;
+  $("problem-again").hidden = again === null;
+  $("problem-again").onclick = again;
   $("problem").hidden = false;
   $("problem").scrollIntoView({ block: "nearest" });
 }
@@ -111,7 +103,7 @@ function hideProblem() {
   $("problem").hidden = true;
 }
 
-function show(name, bitmap, answer) {
+function show({ name, blob, bitmap, answer, seconds, tile }) {
   const labels = new Map(answer.classes.map((entry, label) => [entry.id, label]));
   const objects = answer.objects.map((object) => {
     const mask = maskInBox(object.segmentation, object.box);
@@ -121,11 +113,18 @@ function show(name, bitmap, answer) {
     return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask) };
   });
   colourObjects(objects, answer.classes, model.colors);
-  const minimum = Math.max(FIRST_SCORE, model.lowest_score);
-  shown = { name, bitmap, answer, objects, minimum, hidden: new Set(), chosen: null, near: null };
+  const minimum = Math.max(score, model.lowest_score);
+  shown = { name, blob, bitmap, answer, objects, minimum, hidden: new Set(), chosen: null, near: null };
   $("empty").hidden = true;
-  for (const id of ["view", "keys", "panel"]) $(id).hidden = false;
+  for (const id of ["view", "keys", "panel", "tools"]) $(id).hidden = false;
   document.querySelector("main").classList.add("with-panel");
+  resetZoom();
+  const size = `${answer.width.toLocaleString("en")} × ${answer.height.toLocaleString("en")} px`;
+  $("about").textContent = `${name} · ${size} · ${seconds.toFixed(1)} s${tile ? ` · tiles of ${tile} px` : ""}`;
+  const [note] = answer.notes;
+  $("note").hidden = !note;
+  $("note").textContent = note ? `${note[0].toUpperCase()}${note.slice(1).split(";")[0]}; look in tiles for small objects.` : "";
+  $("tile").value = tile ?? model.input.shortest_edge;
   $("score").min = model.lowest_score;
   $("score").value = minimum;
   listClasses();
@@ -145,9 +144,11 @@ function describe(object) {
 function listClasses() {
   const several = shown.answer.classes.length > 1;
   const found = new Set(shown.objects.map((object) => object.category_id));
-  const rows = shown.answer.classes.filter((entry) => found.has(entry.id)).map((entry) => {
+  const entries = shown.answer.classes.filter((entry) => found.has(entry.id));
+  const rows = entries.map((entry) => {
     const row = document.createElement("label");
     const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
+    box.dataset.category = entry.id;
     box.addEventListener("change", () => {
       shown.hidden[box.checked ? "delete" : "add"](entry.id);
       filter();
@@ -155,11 +156,25 @@ function listClasses() {
     const number = Object.assign(document.createElement("span"), { className: "number" });
     number.dataset.category = entry.id;
     const label = shown.answer.classes.indexOf(entry);
-    row.append(box, ...(several ? [swatch(model.colors[label % model.colors.length])] : []), entry.name, number);
+    row.append(box, ...(several ? [swatch(colourOf(label, model.colors))] : []), entry.name, number);
+    row.dataset.name = entry.name.toLowerCase();
+    if (several) row.addEventListener("dblclick", () => chooseClasses((id) => id === entry.id));
     return row;
   });
-  $("classes").replaceChildren($("classes").querySelector("legend"), ...rows);
+  $("class-rows").replaceChildren(...rows);
   $("classes").hidden = rows.length === 0;
+  $("class-tools").hidden = rows.length < 2;
+  $("class-search").hidden = rows.length < 8;
+  $("class-search").value = "";
+}
+
+function chooseClasses(wanted) {
+  for (const box of $("class-rows").querySelectorAll("input")) {
+    const id = Number(box.dataset.category);
+    box.checked = wanted(id);
+    shown.hidden[box.checked ? "delete" : "add"](id);
+  }
+  filter();
 }
 
 function swatch(colour) {
@@ -177,30 +192,31 @@ function filter() {
   const noun = objects.length === 1 ? "object" : "objects";
   const rest = shown.objects.length - objects.length;
   $("count").textContent = shown.objects.length ? `${objects.length} ${noun}` : "No objects found";
-  $("rest").textContent = rest ? `${rest} more below this score or in hidden classes` : "None left out";
+  $("rest").textContent = !shown.objects.length
+    ? `Nothing scores ${model.lowest_score} or more. Objects should look as large and sharp as in the training images.`
+    : rest ? `${rest} more below this score or in hidden classes` : "None left out";
   $("view").setAttribute("aria-label", `${shown.name}, ${objects.length} ${noun}`);
   for (const number of $("classes").querySelectorAll(".number")) {
     number.textContent = objects.filter((object) => object.category_id === Number(number.dataset.category)).length;
   }
-  const rows = objects.map((object) => {
+  const rows = objects.map((object, index) => {
     const row = Object.assign(document.createElement("li"), { id: `object-${shown.objects.indexOf(object)}` });
     row.setAttribute("role", "option");
-    row.setAttribute("aria-label", describe(object));
-    const score = Object.assign(document.createElement("span"), { className: "number" });
-    score.textContent = object.score.toFixed(2);
+    const position = Object.assign(document.createElement("span"), { className: "position", textContent: index });
+    const value = Object.assign(document.createElement("span"), { className: "number" });
+    value.textContent = object.score.toFixed(2);
     const text = Object.assign(document.createElement("span"), { textContent: object.class_name });
     const area = Object.assign(document.createElement("span"), { className: "number" });
     area.textContent = `${object.area.toLocaleString("en")} px`;
-    row.append(swatch(object.colour), text, area, score);
+    text.className = "name";
+    row.append(swatch(object.colour), position, text, area, value);
     row.addEventListener("pointerenter", () => point(object));
     row.addEventListener("pointerleave", () => point(null));
     row.addEventListener("click", () => choose(object));
     return row;
   });
-  if (!rows.length) {
-    const none = Object.assign(document.createElement("li"), { className: "none", textContent: "None at this score" });
-    rows.push(none);
-  }
+  $("none").hidden = rows.length > 0;
+  $("objects").hidden = rows.length === 0;
   $("objects").replaceChildren(...rows);
   draw();
 }
@@ -208,25 +224,37 @@ function filter() {
 function scaleOnPage() {
   const { bitmap } = shown;
   const room = Math.max(240, window.innerHeight * 0.8);
-  return Math.min($("stage").clientWidth / bitmap.width, room / bitmap.height, MAX_ENLARGEMENT);
+  return Math.min($("stage").clientWidth / bitmap.width, room / bitmap.height, MAX_ENLARGEMENT) * zoomed();
 }
 
 function draw() {
   const scale = scaleOnPage();
-  const ratio = window.devicePixelRatio || 1;
-  paint($("picture"), shown.bitmap, visible(), scale * ratio, PEN * ratio);
+  const { bitmap } = shown;
+  const ratio = density(scale);
+  paint($("picture"), bitmap, visible(), scale * ratio, PEN * ratio, document.querySelector("[name=look]:checked").value);
   for (const canvas of [$("picture"), $("highlight")]) {
     canvas.style.width = `${$("picture").width / ratio}px`;
     canvas.style.height = `${$("picture").height / ratio}px`;
   }
+  const fitting = scale / zoomed();
+  $("view").style.width = `${Math.max(1, Math.round(bitmap.width * fitting))}px`;
+  $("view").style.height = `${Math.max(1, Math.round(bitmap.height * fitting))}px`;
+  $("view").classList.toggle("zoomed", zoomed() > 1);
+  $("zoom-fit").textContent = `${Math.round(zoomed() * 100)} %`;
   drawMark();
+}
+
+// Pixels of the canvas for each of the page; fewer where it would grow too large.
+function density(scale) {
+  const longest = Math.max(shown.bitmap.width, shown.bitmap.height) * scale;
+  return Math.min(window.devicePixelRatio || 1, LONGEST_CANVAS / longest);
 }
 
 // The object under the pointer, else the chosen one.
 function drawMark() {
   const object = shown.near ?? shown.chosen;
   const scale = scaleOnPage();
-  const ratio = window.devicePixelRatio || 1;
+  const ratio = density(scale);
   mark($("highlight"), [$("picture").width, $("picture").height], object, scale * ratio, PEN * ratio);
   for (const row of $("objects").children) {
     row.setAttribute("aria-selected", shown.chosen !== null && row.id === idOf(shown.chosen));
@@ -237,10 +265,11 @@ function drawMark() {
   tip.hidden = !object;
   if (!object) return;
   tip.textContent = describe(object);
-  const left = Math.min(object.middle[0] * scale - tip.offsetWidth / 2, $("view").clientWidth - tip.offsetWidth - 6);
+  const [width, height] = [shown.bitmap.width * scale, shown.bitmap.height * scale];
+  const left = Math.min(object.middle[0] * scale - tip.offsetWidth / 2, width - tip.offsetWidth - 6);
   const above = object.box[1] * scale - tip.offsetHeight - 8;
   tip.style.left = `${Math.max(6, left)}px`;
-  tip.style.top = `${above > 4 ? above : Math.min(object.box[3] * scale + 8, $("view").clientHeight - tip.offsetHeight - 4)}px`;
+  tip.style.top = `${above > 4 ? above : Math.min(object.box[3] * scale + 8, height - tip.offsetHeight - 4)}px`;
 }
 
 function idOf(object) {
@@ -321,8 +350,8 @@ function take(files) {
 
 async function trySample() {
   try {
-    const response = await fetch("sample");
-    await segment(await response.blob(), "sample.png");
+    if (!sample) await loadSample();
+    await segment(sample, "sample.png");
   } catch (error) {
     showProblem(inPlainWords(error, "sample.png"));
   }
@@ -348,7 +377,7 @@ function listen() {
     take(event.dataTransfer.files);
   });
   $("score").addEventListener("input", () => {
-    shown.minimum = Number($("score").value);
+    score = shown.minimum = Number($("score").value);
     filter();
   });
   $("picture").addEventListener("pointermove", (event) => point(objectAt(event)));
@@ -361,9 +390,21 @@ function listen() {
   });
   $("save-coco").addEventListener("click", () => saveCoco(shown.name, shown.answer, visible(), shown.minimum));
   $("save-csv").addEventListener("click", () => saveCsv(shown.name, visible()));
+  $("in-tiles").addEventListener("submit", (event) => {
+    event.preventDefault();
+    segment(shown.blob, shown.name, Number($("tile").value) || null);
+  });
+  for (const look of document.querySelectorAll("[name=look]")) look.addEventListener("change", draw);
+  $("class-all").addEventListener("click", () => chooseClasses(() => true));
+  $("class-none").addEventListener("click", () => chooseClasses(() => false));
+  $("class-search").addEventListener("input", () => {
+    const wanted = $("class-search").value.trim().toLowerCase();
+    for (const row of $("class-rows").children) row.hidden = !row.dataset.name.includes(wanted);
+  });
+  listenToZoom(draw);
   new ResizeObserver(() => shown && draw()).observe($("stage"));
 }
 
 listen();
-$("sample-picture").src = "sample";
+loadSample().catch(() => {}); // it is asked for again when it is wanted
 askModel().catch((error) => showProblem(inPlainWords(error, "")));

@@ -1,0 +1,98 @@
+"""How the interface describes itself: what is sent, what comes back, and what may go wrong."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from sotr.serving.answers import ClassName, Prediction
+from sotr.serving.intake import FIELD
+from sotr.serving.problems import Problem
+
+DESCRIPTION = """
+Instance segmentation: send a picture, get the objects in it with their masks. Coordinates are pixels of the upright
+picture (EXIF rotation applied), origin at the top left, half-open.
+
+Every error is JSON, `{"error": {"code": ..., "message": ...}}`. When the server is busy it answers 503 at once;
+`Retry-After` says in how many seconds to try again. Where the server wants a key, send it as
+`Authorization: Bearer KEY` or `X-API-Key: KEY`.
+"""
+
+_FILE = {"type": "string", "format": "binary"}
+_RETRY = {"Retry-After": {"description": "seconds until it is worth to try again", "schema": {"type": "integer"}}}
+_ALLOW = {"Allow": {"description": "the methods that there are", "schema": {"type": "string"}}}
+
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"One picture: as multipart field `{FIELD}`, or as the body itself.",
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _FILE}}},
+            "application/octet-stream": {"schema": _FILE},
+            "image/*": {"schema": _FILE},
+        },
+    }
+}
+
+BUSY: dict[str, Any] = {
+    "model": Problem,
+    "description": "too many requests, or too little memory; see the header Retry-After",
+    "headers": _RETRY,
+}
+
+ACCESS_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "no key, or a wrong one"},
+    405: {"model": Problem, "description": "not for this method", "headers": _ALLOW},
+    421: {"model": Problem, "description": "the server does not answer to this name"},
+}
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "no picture in the request"},
+    **ACCESS_PROBLEMS,
+    403: {"model": Problem, "description": "a page of another server asks"},
+    408: {"model": Problem, "description": "the picture came too slowly"},
+    413: {"model": Problem, "description": "the picture has too many bytes or pixels"},
+    415: {"model": Problem, "description": "neither a form nor a picture, or compressed once more"},
+    422: {"model": Problem, "description": "no readable picture, or a setting unknown or out of range"},
+    503: BUSY,
+    504: {"model": Problem, "description": "time is up"},
+}
+
+PNG = {"image/png": {"schema": _FILE}}
+PREDICTED: dict[str, Any] = {"model": Prediction, "content": PNG, "description": "the objects, or the overlay"}
+UPRIGHT: dict[str, Any] = {"content": PNG, "description": "the picture"}
+
+
+class InputSize(BaseModel):
+    """To what pictures are resized, in pixels."""
+
+    shortest_edge: int
+    longest_edge: int = Field(description="cap of the longest edge")
+
+
+class AcceptedLimits(BaseModel):
+    """What the server accepts."""
+
+    max_bytes: int
+    max_pixels: int
+    max_requests: int
+    timeout: float = Field(description="seconds")
+
+
+class ModelDescription(BaseModel):
+    """The model and what the server accepts."""
+
+    name: str
+    version: str = Field(description="of the program")
+    device: str
+    input: InputSize
+    classes: list[ClassName]
+    colors: list[str] = Field(description="in which objects are drawn, as #rrggbb")
+    lowest_score: float
+    max_objects: int
+    limits: AcceptedLimits
+
+
+class Status(BaseModel):
+    """That all is well."""
+
+    status: str
