@@ -21,6 +21,7 @@ class Blobs:
     name = "blobs"
     class_names = ("red", "green", "blue")
     category_ids = (3, 17, 90)
+    edges = (384, 640)
 
     def digest(self) -> str:
         return "00"

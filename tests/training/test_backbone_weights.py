@@ -96,7 +96,7 @@ def test_files_are_never_executed(tmp_path: Path) -> None:
         backbone_weights(SMALL, str(tmp_path / "weights.pth"))
     assert not (tmp_path / "touched").exists()
     (tmp_path / "weights.safetensors").write_bytes(b"nothing")
-    with pytest.raises(SOTRError, match="not a sound safetensors file"):
+    with pytest.raises(SOTRError, match="no sound safetensors file"):
         backbone_weights(SMALL, str(tmp_path / "weights.safetensors"))
 
 
