@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxscript.optimizer import optimize
 
 from sotr.export.description import INPUT
 from sotr.export.runtime import ExportedSegmenter, pad_batch
@@ -28,7 +31,9 @@ def quantized(onnx_file: bytes, pictures: Sequence[Path]) -> bytes:
     chosen = pictures[:: -(-len(pictures) // MOST_PICTURES)]
     with tempfile.TemporaryDirectory() as folder:
         exact, rounded = Path(folder) / "exact.onnx", Path(folder) / "rounded.onnx"
-        exact.write_bytes(onnx_file)
+        # ONNX Runtime's quantization gives two values one name unless the graph's patterns are rewritten first.
+        model = ir.serde.deserialize_model(onnx.load_model_from_string(onnx_file))
+        exact.write_bytes(ir.serde.serialize_model(optimize(model)).SerializeToString())
         reader = _Pictures(ExportedSegmenter.load_file(exact), chosen)
         logging.disable(logging.WARNING)  # advice on preparations that the exporter has made already
         try:

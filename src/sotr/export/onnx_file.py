@@ -24,16 +24,8 @@ OPSET = 20
 """Version of ONNX's operators; the first in which resampling and deformable convolution are what PyTorch's are."""
 
 
-def trace(
-    network: SOTR, options: DecodeOptions | None, description: ExportDescription, *, rewrite: bool = False
-) -> bytes:
+def trace(network: SOTR, options: DecodeOptions | None, description: ExportDescription) -> bytes:
     """The ONNX file of a network, in eval mode, with the decoding that `options` describe, or of its dense predictions.
-
-    Args:
-        network: in eval mode.
-        options: of the decoding; None for dense predictions.
-        description: becomes part of the file.
-        rewrite: rewrite patterns of operators, too, which takes minutes for many layers.
 
     Raises:
         SOTRError: PyTorch cannot turn this network into such a graph.
@@ -57,14 +49,13 @@ def trace(
                 output_names=list(RAW_OUTPUTS if options is None else OBJECT_OUTPUTS),
                 custom_translation_table={torch.ops.torchvision.deform_conv2d.default: _deform_conv2d},
                 verbose=False,
-                optimize=rewrite,
+                optimize=False,
             )
     except (torch.onnx.OnnxExporterError, RuntimeError, ValueError) as error:
         what = f"{description.name} ({network.config.backbone})"
         raise SOTRError(f"PyTorch cannot export {what}: {first_line(error)}") from error
     assert exported is not None
-    if not rewrite:
-        _simplify(exported.model)
+    _simplify(exported.model)
     exported.model.metadata_props[METADATA_KEY] = description.to_json()
     _forget_sources(exported.model)
     return bytes(exported.model_proto.SerializeToString())

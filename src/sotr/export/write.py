@@ -94,8 +94,7 @@ def export(
             if format == "openvino" and raw:
                 _save_openvino(path, lambda _: _raw_openvino(segmenter), description)
                 return _told(console, path)
-            # Names of values stay apart in ONNX Runtime's quantization only if the graph is rewritten.
-            content = trace(segmenter.network, None if raw else limited, description, rewrite=bool(calibration))
+            content = trace(segmenter.network, None if raw else limited, description)
             if calibration:
                 from sotr.export.int8 import quantized  # what it needs takes its time to import
 
