@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from sotr.acceleration.cuda import quick
 from sotr.acceleration.cuda.packed_transformer import PackedTransformer
 from sotr.config import SOTRConfig
+from sotr.network import SOTR
 from sotr.network.attention import RowAttention
 from sotr.network.transformer import HybridTwinLayer, Transformer
 
@@ -60,6 +62,16 @@ def test_only_the_papers_own_layers_are_packed():
     for transformer, name in ((changed, "Changed"), (attention, "HybridTwinLayer"), (original, "OriginalLayer")):
         with pytest.raises(TypeError, match=name):
             PackedTransformer(transformer)
+
+
+@pytest.mark.parametrize("kind", ["original", "pure_twin"])
+def test_a_network_whose_layers_do_not_pack_takes_one_map_at_a_time(kind):
+    network = SOTR(replace(CONFIG, transformer=kind, mask_channels=32, mask_stage_channels=32, depth=1)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    found = quick.forward(network, torch.float32)(images)  # a first call is not recorded
+    with torch.no_grad():
+        for one, other in zip(found, network(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.gpu

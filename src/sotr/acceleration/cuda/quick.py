@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 
@@ -30,7 +31,9 @@ def forward(network: SOTR, dtype: torch.dtype) -> Forward:
     tensors = chain(network.parameters(), network.buffers())
     packed = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     if type(network.transformer) is Transformer:
-        packed.set_submodule("transformer", PackedTransformer(network.transformer))
+        # Layers other than the paper's twin layers take one map at a time.
+        with suppress(TypeError):
+            packed.set_submodule("transformer", PackedTransformer(network.transformer))
     recorded = Recorded(partial(predict_plainly, packed, dtype=dtype))
 
     def run(images_B3HW: Tensor) -> DensePredictions:
