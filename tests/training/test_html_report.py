@@ -103,3 +103,24 @@ def test_without_validation_the_page_says_so(tmp_path: Path, segmenter: Segmente
     assert "There was no validation" in text
     assert "sotr train" in text
     assert text.count("<svg") == 1
+
+
+def test_class_names_of_any_script_are_text_in_the_drawings(
+    coco_folder: Path, tmp_path: Path, segmenter: Segmenter, recwarn: pytest.WarningsRecorder
+) -> None:
+    text = (coco_folder / "val.json").read_text().replace('"disc"', '"細胞"')
+    (tmp_path / "val.json").write_text(text, encoding="utf-8")
+    data = load_coco(tmp_path / "val.json", coco_folder / "images")
+    assert "細胞" in data.class_names
+    none = {"AP": 0.0, "AP50": 0.0, "AP75": 0.0, "objects": 7}
+    metrics = {
+        **dict.fromkeys(("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR"), 0.0),
+        "per_class": dict.fromkeys(data.class_names, none),
+        "max_dets": 20,
+        "objects": 21,
+        "epoch": 2,
+    }
+    write_report(tmp_path / "r.html", segmenter, data, RUN, metrics, [row(1), row(2)], 1.0)
+    drawings = re.findall(r"<svg.*?</svg>", (tmp_path / "r.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert any(re.search(r"<text[^>]*>細胞</text>", drawing) for drawing in drawings)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

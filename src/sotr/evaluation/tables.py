@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 def class_table(metrics: Mapping[str, Any], title: str) -> Table:
@@ -14,12 +14,13 @@ def class_table(metrics: Mapping[str, Any], title: str) -> Table:
         metrics: what `Metrics.to_dict` gives.
         title: what was measured.
     """
-    table = Table(title=f"{escape(title)}: mask AP, at most {metrics['max_dets']} per picture", title_justify="left")
+    table = Table(title=Text(f"{title}: mask AP, at most {metrics['max_dets']} per image"), title_justify="left")
     table.add_column("class")
     for name in ("objects", "AP", "AP50", "AP75"):
         table.add_column(name, justify="right")
     for name, values in metrics["per_class"].items():
-        table.add_row(escape(name), *_row(values))
+        # Text, not markup: a name in brackets is a name, whether the console reads markup or not.
+        table.add_row(Text(name), *_row(values))
     table.add_section()
     table.add_row("all", *_row(metrics), style="bold")
     return table
