@@ -30,6 +30,7 @@ from tests.curation.written import (
     Write,
     box,
     coco,
+    cvat,
     image,
     label_image,
     labelme,
@@ -155,6 +156,15 @@ def test_what_was_assumed_of_masks_is_said(tmp_path: Path, capfd: pytest.Capture
     (tmp_path / "out").rename(tmp_path / "classes")
     label_image(folder / "masks/a.png", (NUMBERS == 0) * np.uint8(255))
     assert any("if its objects are 0, invert it" in note for note in converted(folder).notes)
+
+
+def test_cvat_files_of_splits_are_all_read(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    for split in ("train", "val"):
+        image(folder / f"images/{split}/{split}.png")
+        cvat(folder, "mask", f"{split}.png", f"{split}.xml")
+    result = converted(folder)
+    assert (result.pictures, result.objects) == ({"train": 1, "val": 1}, {"train": 4, "val": 4})
 
 
 def test_voc_numbers_beyond_255_and_unnamed_classes(tmp_path: Path) -> None:

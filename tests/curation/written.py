@@ -120,7 +120,7 @@ def labelme_masks(shift: float) -> list[dict[str, Any]]:
     return found
 
 
-def cvat(folder: Path, kind: str, name: str = "a.png") -> None:
+def cvat(folder: Path, kind: str, name: str = "a.png", file: str = "annotations.xml") -> None:
     entries = []
     for label, mask, outline in zip(NAMES, MASKS, OUTLINES, strict=True):
         if kind == "polygon":
@@ -137,7 +137,7 @@ def cvat(folder: Path, kind: str, name: str = "a.png") -> None:
             )
     labels = "".join(f"<label><name>{name}</name></label>" for name in CLASSES)
     text(
-        folder / "annotations.xml",
+        folder / file,
         '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>'
         f"<meta><task><labels>{labels}</labels>"
         f'</task></meta><image id="0" name="{name}" width="{WIDTH}" height="{HEIGHT}">{"".join(entries)}</image>'
@@ -299,6 +299,13 @@ WHOLE: dict[str, Write] = {
     ),
     "voc of CVAT": lambda f: voc(
         f, as_color(NUMBERS, voc_colors()), as_color(CLASS_NUMBERS, MAP_COLORS), False, {"labelmap.txt": LABEL_MAP}
+    ),
+    "voc of Datumaro": lambda f: voc(
+        f,
+        as_color(NUMBERS, voc_colors()),
+        as_color(CLASS_NUMBERS, voc_colors()),
+        False,
+        {"labelmap.txt": "# label:color_rgb:parts:actions\n" + "".join(f"{n}:::\n" for n in ("background", *CLASSES))},
     ),
     "voc in grey, class names": lambda f: voc(f, NUMBERS, CLASS_NUMBERS, False, CLASS_FILE),
     "cvat polygons": lambda f: (image(f / "images/a.png"), cvat(f, "polygon")),

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: one XML file with polygons, ellipses and masks of all images."""
+"""CVAT for images 1.1: XML files, one for all images or (Datumaro) one for each split, with polygons, ellipses and masks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,48 +28,55 @@ NAME = "cvat"
 
 def recognizes(folder: Path) -> bool:
     """Whether there is an XML file with CVAT's root."""
-    return _file(folder) is not None
+    return bool(_files(folder))
 
 
 def read(folder: Path) -> Source:
-    """The images of the XML file. Shapes of one label and group are parts of one object; boxes, lines and points are
+    """The images of the XML files. Shapes of one label and group are parts of one object; boxes, lines and points are
     skipped.
 
     Raises:
-        SOTRError: the file cannot be read, or is of a video.
+        SOTRError: a file cannot be read, or is of a video.
     """
-    file = _file(folder)
-    if file is None:
+    files = _files(folder)
+    if not files:
         raise SOTRError(f"{folder}: has no annotations.xml of CVAT for images 1.1")
-    root = read_xml(file)
-    if root.find("track") is not None:
-        raise SOTRError(f"{file}: is CVAT for video; export it as CVAT for images 1.1 or COCO")
-    entries = root.findall("image")
-    paths = find_images([entry.get("name", "") for entry in entries], folder)
-    classes = tuple(dict.fromkeys(name.text.strip() for name in root.iterfind(".//label/name") if name.text))
+    classes: dict[str, None] = {}
     images: list[Callable[[], LabelledImage]] = []
-    source = Source(images, classes)
-    for entry, path in zip(entries, paths, strict=True):
-        if path is None:
-            source.broken.append(f"{file}: image {entry.get('name', '')[:200]} is missing; add it in {folder}")
-        else:
-            images.append(partial(_image, file, entry, path))
-    return source
+    broken: list[str] = []
+    for file, root in files.items():
+        if root.find("track") is not None:
+            raise SOTRError(f"{file}: is CVAT for video; export it as CVAT for images 1.1 or COCO")
+        entries = root.findall("image")
+        classes |= dict.fromkeys(name.text.strip() for name in root.iterfind(".//label/name") if name.text)
+        for entry, path in zip(entries, find_images([entry.get("name", "") for entry in entries], folder), strict=True):
+            if path is None:
+                broken.append(f"{file}: image {entry.get('name', '')[:200]} is missing; add it in {folder}")
+            else:
+                images.append(partial(_image, file, entry, path))
+    return Source(images, tuple(classes), broken=broken)
 
 
-def _file(folder: Path) -> Path | None:
-    for path in sorted(folder.glob("*.xml"), key=lambda p: (p.name != "annotations.xml", p.name))[:5]:
+def _files(folder: Path) -> dict[Path, Element]:
+    """CVAT's XML files: annotations.xml, else all with the names of splits, else the first of another name."""
+    paths = sorted(folder.glob("*.xml"))
+    main = [path for path in paths if path.name == "annotations.xml"]
+    splits = [path for path in paths if split_of(path.stem)]
+    found: dict[Path, Element] = {}
+    for path in main or splits or paths[:5]:
         try:
-            if read_xml(path).tag == "annotations":
-                return path
+            if (root := read_xml(path)).tag == "annotations":
+                found[path] = root
         except SOTRError:
-            if path.name == "annotations.xml":
+            if main:
                 raise
-    return None
+        if found and not splits:
+            break
+    return found
 
 
 def _image(file: Path, entry: Element, path: Path) -> LabelledImage:
-    image = LabelledImage(path, split_of(entry.get("subset", "")), *image_size(path))
+    image = LabelledImage(path, split_of(entry.get("subset", "")) or split_of(file.stem), *image_size(path))
     recorded = entry.get("height"), entry.get("width")
     if None not in recorded and recorded != (str(image.height), str(image.width)):
         raise SOTRError(

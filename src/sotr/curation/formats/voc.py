@@ -106,16 +106,18 @@ def _root(folder: Path) -> Path:
 def _names(root: Path) -> _Names:
     label_map, class_names = root / "labelmap.txt", root / "class_names.txt"
     if label_map.is_file():
-        by_color = {}
-        for number, line in enumerate(lines_of(label_map), 1):
-            fields = line.split(":")
-            if not line.strip() or line.startswith("#"):
+        by_color: dict[int, str] = {}
+        entries = [(n, line) for n, line in enumerate(lines_of(label_map), 1) if line.strip() and line[0] != "#"]
+        for row, (number, line) in enumerate(entries):
+            name, color = [*line.split(":"), ""][:2]
+            if not color.strip() and ":" in line and row < VOID:  # Datumaro: VOC's colors in the order of the names
+                by_color[int(voc_colors()[row])] = name
                 continue
             try:
-                red, green, blue = (int(value) for value in fields[1].split(","))
-            except (IndexError, ValueError):
+                red, green, blue = (int(value) for value in color.split(","))
+            except ValueError:
                 raise SOTRError(f"{label_map} line {number}: must be name:red,green,blue::") from None
-            by_color[red * 65536 + green * 256 + blue] = fields[0]
+            by_color[red * 65536 + green * 256 + blue] = name
         return _Names(by_color, {}, True)
     if class_names.is_file():
         names = [line.strip() for line in lines_of(class_names) if line.strip() and line.strip() != "__ignore__"]
