@@ -160,6 +160,38 @@ def test_classes_that_only_one_side_has(data: Path, good_model: Segmenter, capsy
         evaluate(data, good_model, device="cpu")
 
 
+def test_results_have_the_ids_of_the_data(data: Path, good_model: Segmenter, tmp_path: Path) -> None:
+    evaluate(data, good_model, device="cpu", quiet=True, results=tmp_path / "results.json")
+    results = json.loads((tmp_path / "results.json").read_text())
+    truth = read(data)
+    assert sorted((r["image_id"], r["category_id"]) for r in results) == sorted(
+        (a["image_id"], a["category_id"]) for a in truth["annotations"]
+    )
+    # As COCO's own tools read them; upsampling takes a corner pixel.
+    found = [int(coco_mask.area(r["segmentation"])) for r in results]
+    assert found == pytest.approx([(SIDE // 2) ** 2] * 6, abs=1)
+
+
+@pytest.mark.parametrize("place", ["annotations/image_info_test-dev2017.json", "test.json"])
+def test_images_without_annotations_give_results_alone(
+    data: Path, good_model: Segmenter, tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = read(data)
+    del truth["annotations"]
+    (data / "val.json").unlink()
+    (data / place).parent.mkdir(exist_ok=True)
+    (data / place).write_text(json.dumps(truth))
+    if place.startswith("annotations"):
+        (data / "images").rename(data / "test2017")
+    report = evaluate(data, good_model, split="test", device="cpu", results=tmp_path / "results.json")
+    assert (report["images"], report["detections"]) == (4, 6)
+    assert "AP" not in report
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 6
+    assert "4 images without annotations, 6 detections in" in capsys.readouterr().err
+    with pytest.raises(SOTRError, match='has no list "annotations"'):
+        evaluate(data, good_model, split="test", device="cpu", quiet=True)
+
+
 def test_json_is_one_object_on_standard_output(
     data: Path, random_model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +216,9 @@ def test_table_shows_the_numbers(data: Path, good_model: Segmenter, capsys: pyte
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"split": "test"}, "no split 'test'"),
+        ({"split": "tset"}, "no split 'tset'"),
+        ({"split": "test"}, "has no test split; name the file with --val-json"),
+        ({"results": "."}, r"\. is a folder; name a file with --results"),
         ({"split": "train"}, "train"),
         ({"max_dets": 0}, "max_dets is 0"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -155,19 +155,24 @@ class Splits(NamedTuple):
     val: CocoDataset | None
 
 
-def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
+def load_coco(json_path: str | Path, images_dir: str | Path, unlabeled: bool = False) -> CocoDataset:
     """Read a COCO instance annotation file and check all of it, so that nothing fails in the middle of a training.
 
     Polygons (of several parts), uncompressed and compressed RLE are understood. Images without annotations are kept.
     The images themselves are looked for, but not opened. What was read of a large file is kept in the user's cache
     folder (`sotr.data.cache`), from where the next call maps it into memory.
 
+    Args:
+        json_path: the annotation file.
+        images_dir: the folder that its file names are relative to.
+        unlabeled: the file may lack the list of annotations, as those of test images do.
+
     Raises:
         SOTRError: for malformed JSON, missing or ill-typed entries, duplicate ids or file names, a missing image,
             an annotation of an unknown image or category or without a mask, a polygon with fewer than 3 points or
             with coordinates that are not numbers, and an RLE that is broken or not of its image's size.
     """
-    data = read_coco(json_path, images_dir)
+    data = read_coco(json_path, images_dir, unlabeled=unlabeled)
     for index, name in enumerate(data.file_names):
         if not is_file(data.path(index)):
             raise SOTRError(
@@ -177,10 +182,12 @@ def load_coco(json_path: str | Path, images_dir: str | Path) -> CocoDataset:
     return data
 
 
-def read_coco(json_path: str | Path, images_dir: str | Path, flaws: list[Flaw] | None = None) -> CocoDataset:
+def read_coco(
+    json_path: str | Path, images_dir: str | Path, flaws: list[Flaw] | None = None, unlabeled: bool = False
+) -> CocoDataset:
     """`load_coco` without looking for the images; with `flaws` what is wrong is appended there, and left out here."""
     json_path, images_dir = Path(json_path), Path(images_dir)
-    fields = read_index(json_path, flaws)
+    fields = read_index(json_path, flaws, unlabeled)
     names = fields["file_names"]
     found = find_names(names, images_dir)
     if found:
@@ -195,8 +202,9 @@ def find_data(
     val_json: str | Path | None = None,
     images: str | Path | None = None,
     only: Literal["train", "val"] | None = None,
+    unlabeled: bool = False,
 ) -> Splits:
-    """Find and load the data set in `folder`.
+    """Find and load the data set in `folder`: its train and val splits, or the one that is asked for.
 
     Layouts are those of `sotr.data.layouts`. Either split may be absent.
 
@@ -205,6 +213,7 @@ def find_data(
         train_json, val_json: annotation files to use instead of looking; relative to the current folder or to `folder`.
         images: folder of the images, instead of looking; the same for both splits.
         only: load this split alone.
+        unlabeled: the file may lack the list of annotations.
 
     Raises:
         SOTRError: if nothing is found, if the two splits' categories differ, or for whatever `load_coco` finds.
@@ -213,7 +222,7 @@ def find_data(
     if only is not None and only not in found:
         there = ", ".join(str(path) for path, _ in found.values())
         raise SOTRError(f"{folder}: has no {only} split, only {there}; name one with --{only}-json")
-    loaded = {split: load_coco(*paths) for split, paths in found.items() if only is None or split == only}
+    loaded = {split: load_coco(*paths, unlabeled) for split, paths in found.items() if only is None or split == only}
     train, val = loaded.get("train"), loaded.get("val")
     if train and val and (difference := category_difference(train, val)):
         raise SOTRError(difference)

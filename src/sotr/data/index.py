@@ -64,29 +64,30 @@ def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
 
 
-def read_index(json_path: Path, flaws: list[Flaw] | None = None) -> dict[str, Any]:
+def read_index(json_path: Path, flaws: list[Flaw] | None = None, unlabeled: bool = False) -> dict[str, Any]:
     """The fields of a `CocoDataset` but for its paths. The images are not looked for.
 
     Args:
         flaws: takes what is wrong with entries, which are then left out; without it the first one is raised.
+        unlabeled: the file may lack the list of annotations, as those of test images do.
     """
     try:
-        key = _key(json_path) if flaws is None and json_path.stat().st_size >= CACHED_FROM else None
+        key = _key(json_path, unlabeled) if flaws is None and json_path.stat().st_size >= CACHED_FROM else None
     except OSError:
         key = None  # reading will say what is the matter
     if key is not None and (kept := load_arrays("annotations", key)) is not None:
         arrays, texts = kept
         return _fields(arrays, json.loads(texts["categories"]))
-    reader = _Reader(json_path, flaws)
+    reader = _Reader(json_path, flaws, unlabeled)
     arrays, categories = reader.read()
     if key is not None:
         save_arrays("annotations", key, arrays, {"categories": json.dumps(categories)})
     return _fields(arrays, categories)
 
 
-def _key(json_path: Path) -> str:
+def _key(json_path: Path, unlabeled: bool) -> str:
     with json_path.open("rb") as file:
-        return f"{_VERSION}-{hashlib.file_digest(file, 'blake2b').hexdigest()[:40]}"
+        return f"{_VERSION}{'u' if unlabeled else ''}-{hashlib.file_digest(file, 'blake2b').hexdigest()[:40]}"
 
 
 def _fields(arrays: dict[str, NDArray[Any]], categories: list[tuple[int, str]]) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def _fields(arrays: dict[str, NDArray[Any]], categories: list[tuple[int, str]]) 
 class _Reader:
     json_path: Path
     flaws: list[Flaw] | None
+    unlabeled: bool
 
     names: dict[int, str] = field(default_factory=dict)
     position: dict[int, int] = field(default_factory=dict)
@@ -123,7 +125,7 @@ class _Reader:
         rows = dict.fromkeys(("images", "annotations", "categories"), 0)
         early: list[Any] = []  # annotations that come before the sizes of their images
         begun: list[str] = []
-        for key, entry in read_lists(self.json_path, tuple(rows)):
+        for key, entry in read_lists(self.json_path, tuple(rows), ("annotations",) if self.unlabeled else ()):
             if entry is None:
                 if begun[-1:] == ["images"] and not rows["images"]:
                     break

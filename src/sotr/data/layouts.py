@@ -3,13 +3,14 @@
 | written by | annotations | images |
 |---|---|---|
 | COCO, LVIS, CVAT | annotations/instances_SPLIT*.json or lvis_v1_SPLIT.json | SPLIT*/, images/SPLIT*/ or images/ |
+| COCO, test images | annotations/image_info_test*.json | test*/, images/test*/ or images/ |
 | Roboflow | SPLIT/_annotations.coco.json, or one such file | beside it |
-| SOTR | train.json, val.json | images/, or beside them |
+| SOTR | train.json, val.json, test.json | images/, or beside them |
 | FiftyOne | SPLIT/labels.json, or labels.json | data/ |
 | Label Studio and others | result.json, annotations.json, or the only COCO file | images/, or beside it |
 
-SPLIT is train, or val, valid, validation or test; a file of no split, such as CVAT's instances_default.json, is taken
-to train on. File names in a JSON that belong to another computer are taken care of in `sotr.data.names`.
+SPLIT is train, or val, valid, validation or test; test stands for val where there is no val. A file of no split, such
+as CVAT's instances_default.json, is taken to train on. File names of another computer: `sotr.data.names`.
 """
 
 import re
@@ -26,7 +27,7 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 """Names of folders and files -> the split they are."""
 
 _LONE = ("_annotations.coco.json", "labels.json", "result.json", "annotations.json", "instances.json", "coco.json")
-_NAMED = re.compile(r"(?:instances|lvis_v\d)_(.+)", re.IGNORECASE)
+_NAMED = re.compile(r"(?:instances|image_info|lvis_v\d)_(.+)", re.IGNORECASE)
 
 
 def locate_data(
@@ -76,6 +77,26 @@ def find_layout(folder: Path) -> Located:
     return {}
 
 
+def locate_test(folder: Path) -> tuple[Path, Path]:
+    """The annotation file, or list, of a folder's test images, and their folder.
+
+    Raises:
+        SOTRError: there is none, or several.
+    """
+    places = [folder / "test.json", *(folder / "test" / name for name in ("_annotations.coco.json", "labels.json"))]
+    named = (path for path in sorted(folder.glob("annotations/*.json")) if _NAMED.fullmatch(path.stem))
+    places += [path for path in named if path.stem.partition("_test")[1]]
+    found = [path for path in places if path.is_file()]
+    if len(found) != 1:
+        there = f"several test splits, {', '.join(path.name for path in found)}" if found else "no test split"
+        raise SOTRError(f"{folder}: has {there}; name the file with --val-json and --split val")
+    (path,) = found
+    if path.parent.name == "test":
+        return path, _images(path.parent)
+    name = path.stem.partition("_")[2].removeprefix("info_")
+    return path, _images(folder, name, name.replace("-dev", ""), "test")  # test-dev is a part of test
+
+
 def _given(path: str | Path, folder: Path, flag: str) -> Path:
     for candidate in (Path(path), folder / path):
         if candidate.exists():
@@ -87,7 +108,7 @@ def _coco(folder: Path) -> Located:
     """annotations/instances_SPLIT.json, and LVIS's files there or beside the images."""
     named: dict[str, list[tuple[str, Path]]] = {}
     for path in sorted({*folder.glob("annotations/*.json"), *folder.glob("lvis_v*.json")}):
-        if match := _NAMED.fullmatch(path.stem):
+        if (match := _NAMED.fullmatch(path.stem)) and not path.stem.startswith("image_info"):
             word = match[1].lower()
             kind = next((k for k in ("train", "val", "test") if word.startswith(k)), "default")
             named.setdefault(kind, []).append((match[1], path))

@@ -16,14 +16,17 @@ _BEHIND = frozenset(f"{_SPACE},:]}}")
 """What may follow a value."""
 
 
-def read_lists(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def read_lists(path: Path, wanted: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """The entries of the lists that a JSON file's object holds under the `wanted` keys, in the file's order.
+
+    Args:
+        optional: those of the keys that may be absent.
 
     Yields:
         (key, entry); each list is announced by (key, None) before its first entry. An entry `null` is given as "null".
 
     Raises:
-        SOTRError: the file is missing or no JSON, or is no object, or one of the keys has no list.
+        SOTRError: the file is missing or no JSON, or is no object, or one of the keys has no list and is not optional.
     """
     try:
         with path.open("rb") as file:
@@ -35,7 +38,7 @@ def read_lists(path: Path, wanted: Sequence[str]) -> Iterator[tuple[str, Any]]:
         read_whole(path)
         raise SOTRError(f"{path}: cannot be read as JSON; {error or 'save it again as UTF-8'}") from None
     for key in wanted:
-        if key not in found:
+        if key not in found and key not in optional:
             raise SOTRError(f'{path}: has no list "{key}"; a COCO instance file has images, annotations and categories')
 
 

@@ -15,11 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from sotr.data.batches import WORKER_DIED, died, eval_loader, load_picture
-from sotr.data.coco import CocoDataset, find_data
+from sotr.data.coco import CocoDataset, find_data, load_coco
+from sotr.data.layouts import locate_test
 from sotr.decoding import finish
 from sotr.errors import SOTRError
 from sotr.evaluation.coco import Metrics, coco_metrics
 from sotr.evaluation.tables import class_table, number
+from sotr.files import atomic_write
 from sotr.loading import load
 from sotr.model.predictor import Predictor
 from sotr.model.segmenter import Segmenter
@@ -46,8 +48,9 @@ def evaluate(
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Literal["auto", "pytorch"] = "auto",
     decode: str | None = None,
+    results: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a model's COCO mask AP and AR on annotated pictures.
+    """Measure a model's COCO mask AP and AR on annotated images.
 
     The model's classes are matched to the data set's by name; order and ids may differ. Areas are those of the masks.
 
@@ -55,7 +58,7 @@ def evaluate(
         data: folder with COCO annotations and pictures, in any of the layouts of `sotr train`.
         model: a bundled model, a model or run folder, a hub id, or a file that `sotr export` wrote (in Python also a
             loaded model, which stays on its device).
-        split: which part of the data to measure on, val or train.
+        split: which part of the data to measure on: val, train or test.
         max_dets: detections per picture that are made and counted; COCO's own is 100, crowded pictures need more.
         batch_size: pictures that go through the network together.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -70,24 +73,33 @@ def evaluate(
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
         decode: decoding settings to change, such as points_nms=true,nms=linear; the names are those of
             `sotr.decoding.DecodeOptions`. Exported files have their own.
+        results: also write the detections to this file, as a list of COCO results with the image and category ids of
+            the data. With it the data needs no annotations, as COCO's test images have none; then nothing is measured.
 
     Returns:
         AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
         "per_class" (name -> AP, AP50, AP75, objects), max_dets, images, objects, detections, seconds, model, data and
-        split.
+        split. Without annotations: images, detections, seconds, model, data and split.
 
     Raises:
         SOTRError: the data or the model cannot be used, they have no class in common, or a process that loads
             pictures died.
     """
-    if split not in ("val", "train"):
-        raise SOTRError(f"there is no split {split!r}; choose val or train")
+    if split not in ("val", "train", "test"):
+        raise SOTRError(f"there is no split {split!r}; choose val, train or test")
     for name, value, least in (("max_dets", max_dets, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise SOTRError(f"{name} is {value}; it must be at least {least}")
-    only: Literal["val", "train"] = "val" if split == "val" else "train"
-    found = find_data(data, train_json=train_json, val_json=val_json, images=images, only=only)
-    dataset = found.val if split == "val" else found.train
+    if results is not None and Path(results).is_dir():
+        raise SOTRError(f"{results} is a folder; name a file with --results")
+    unlabeled = results is not None
+    if split == "test":
+        json_path, beside = locate_test(Path(data))
+        dataset: CocoDataset | None = load_coco(json_path, images or beside, unlabeled)
+    else:
+        only: Literal["val", "train"] = "val" if split == "val" else "train"
+        found = find_data(data, train_json=train_json, val_json=val_json, images=images, only=only, unlabeled=unlabeled)
+        dataset = found.val if split == "val" else found.train
     if dataset is None or not len(dataset):
         raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
     segmenter = model if isinstance(model, Predictor) else load(model, device, precision, engine)
@@ -104,7 +116,7 @@ def evaluate(
     started = time.perf_counter()
     with progress_bar("evaluating", len(dataset), messages) as advance:
         try:
-            results = detect(
+            detections = detect(
                 segmenter,
                 dataset,
                 category_ids,
@@ -120,17 +132,23 @@ def evaluate(
                 f"a process that loads pictures died ({reason}); look at the machine's free memory, use fewer --workers"
             ) from None
     seconds = time.perf_counter() - started
-    metrics = coco_metrics(dataset.truth(), results, max_dets=max_dets)
-
-    report = {
-        "model": segmenter.name,
-        "data": str(data),
-        "split": split,
-        **metrics.to_dict(),
-        "seconds": round(seconds, 3),
-    }
+    if results is not None:
+        try:
+            with atomic_write(Path(results), "w") as file:
+                jsonlib.dump(detections, file)
+        except OSError as error:
+            raise SOTRError(f"{results}: cannot be written: {error.strerror or error}") from None
+    measured = results is None or len(dataset.labels) > 0
+    metrics = coco_metrics(dataset.truth(), detections, max_dets=max_dets) if measured else None
+    counted = {"images": len(dataset), "detections": len(detections)} if metrics is None else metrics.to_dict()
+    report = {"model": segmenter.name, "data": str(data), "split": split, **counted, "seconds": round(seconds, 3)}
     if json:
         sys.stdout.write(jsonlib.dumps(report) + "\n")
+    elif metrics is None:
+        messages.print(
+            f"{len(dataset)} images without annotations, {len(detections)} detections in {escape(str(results))}; "
+            "nothing to measure them against"
+        )
     elif not quiet:
         _show(metrics, Console(highlight=False), f"{segmenter.name} on {data} ({split})", seconds)
     return report

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: XML files, one for all images or (Datumaro) one for each split, with polygons, ellipses and masks."""
+"""CVAT for images 1.1: XML files with polygons, ellipses and masks; one for all images, or one for each split."""
 
 from collections.abc import Callable
 from functools import partial
