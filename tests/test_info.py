@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,6 +84,19 @@ def test_default_input_is_a_typical_picture_after_preprocessing() -> None:
 def test_sizes_that_do_not_fit(height: int, width: int) -> None:
     with pytest.raises(SOTRError, match="multiples of 32"):
         info("sotr-nano", height=height, width=width)
+
+
+def test_info_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("backbone: resnet10t\nwidth: 64\nheads: 4\ndepth: 1\nnum_classes: 3\n")
+    report = info(str(file), height=64, width=64)
+    assert (report["architecture"]["width"], report["architecture"]["num_classes"]) == (64, 3)
+    assert "without weights; counted with 3 classes" in capsys.readouterr().out
+    file.write_text("widht: 64\n")
+    with pytest.raises(SOTRError, match=r"mine\.yaml: .*widht"):
+        info(str(file))
+    with pytest.raises(SOTRError, match=r"none\.yaml cannot be read"):
+        info(str(tmp_path / "none.yaml"))
 
 
 def test_an_unknown_name_lists_the_architectures() -> None:

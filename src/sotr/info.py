@@ -2,6 +2,7 @@
 
 import json as jsonlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ def info(
     One multiplication with its addition counts as 1 MAC; norms, activations and resampling are not counted.
 
     Args:
-        model: an architecture (sotr-r50, sotr-r101, sotr-r101-dcn, sotr-rt-r50, sotr-nano), a bundled model, a model or
-            run folder, or a hub id.
+        model: an architecture (sotr-r50, sotr-r101, sotr-r101-dcn, sotr-rt-r50, sotr-nano) or a YAML file that
+            describes one, a bundled model, a model or run folder, or a hub id.
         height: height of the network's input in pixels, a multiple of 32; by default that of a 480 x 640 picture
             after preprocessing.
         width: width of the network's input in pixels, a multiple of 32; default likewise.
@@ -101,6 +102,10 @@ def info(
     class_names: list[str] | None = None
     if model in PRESETS:
         config = SOTRConfig.preset(model)
+    elif Path(model).suffix in (".yaml", ".yml", ".json"):
+        from sotr.model.files import read_architecture
+
+        config = read_architecture(Path(model))
     else:
         from sotr.model.segmenter import load
 
@@ -158,6 +163,6 @@ def _show(report: dict[str, Any], components: dict[str, Component]) -> None:
     )
     names = report["class_names"]
     if names is None:
-        console.print("an architecture without weights; counted with 80 classes")
+        console.print(f"an architecture without weights; counted with {architecture['num_classes']} classes")
     else:
         console.print(f"{len(names)} class{'' if len(names) == 1 else 'es'}: {', '.join(escape(n) for n in names)}")

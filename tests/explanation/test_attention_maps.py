@@ -39,7 +39,7 @@ def test_weights_explain_the_output_of_the_attention(transformer: str, level: in
     grid = SMALL.grids[level]
     assert [x.shape for x in inputs] == [(1, grid, grid, SMALL.width)] * 2
     for layer, x in zip(network.transformer.layers, inputs, strict=True):
-        weights = attention_of_cell(layer, x, row, column)
+        weights = attention_of_cell(layer, x, row, column).total
         assert weights.shape == (grid, grid)
         assert weights.max() > 1.5 / grid**2
         with torch.no_grad():
@@ -70,8 +70,30 @@ def test_released_layers_look_along_their_row_and_column(width_duplication: str)
     config = replace(SMALL, variant="released", backbone="resnet26", mlp_ratio=4.0, width_duplication=width_duplication)
     network = network_that_averages(config)
     (x,) = attention_inputs(network, torch.randn(1, 3, 64, 64), 1)
-    weights = attention_of_cell(network.transformer.layers[0], x, 2, 5)
+    weights = attention_of_cell(network.transformer.layers[0], x, 2, 5).total
     seen = torch.zeros_like(weights)
     seen[2] = seen[:, 5] = 1
     assert torch.equal(weights > 0, seen > 0)
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("transformer", ["original", "hybrid_twin"])
+def test_heads_apart_explain_what_each_head_makes(transformer: str) -> None:
+    """Each head's weights times the values that the head sees are the module's output before it is mixed."""
+    config = replace(SMALL, transformer=transformer, heads=4)
+    network = network_that_averages(config)
+    (x,) = attention_inputs(network, torch.randn(1, 3, 64, 96), 1)
+    found = attention_of_cell(network.transformer.layers[0], x, 3, 2)
+    heads_x = x[0].unflatten(-1, (4, -1))  # (rows, columns, heads, C / heads); values are the identity
+    with torch.no_grad():
+        made = network.transformer.layers[0].attention(x)[0, 3, 2].unflatten(-1, (4, -1))
+    if found.full is not None:
+        assert found.row is None
+        seen = torch.einsum("hrc,rchw->hw", found.full, heads_x)
+    else:
+        assert found.row is not None
+        assert found.column is not None
+        gathered = torch.einsum("hcr,rchw->chw", found.column, heads_x)
+        seen = torch.einsum("hc,chw->hw", found.row, gathered)
+    torch.testing.assert_close(seen, made, rtol=1e-4, atol=1e-5)
+    assert float((found.full if found.full is not None else found.row).std(0).max()) > 0.01  # the heads differ

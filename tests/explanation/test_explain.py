@@ -34,13 +34,29 @@ def test_three_pictures_of_the_best_cell(picture: Path, tmp_path: Path, capsys: 
     with torch.no_grad():  # only cells of a level that sees more than zeros differ: make one class likely
         model.network.class_head.bias[1] = 2.0
     result = explain(picture, model, tmp_path / "out")
-    names = ["scene.mask-features.png", "scene.class-scores.png", "scene.attention.png"]
+    names = ["scene.mask-features.png", "scene.class-scores.png", "scene.attention.png", "scene.numbers.npz"]
     assert [path.name for path in result.files] == names
-    sizes = [Image.open(path).size for path in result.files]
+    sizes = [Image.open(path).size for path in result.files[:3]]
     # Four columns of panels, three, three; a panel is 630 x 420.
     assert [round(width / 630) for width, _ in sizes] == [4, 3, 3]
     assert result.level in (2, 3, 4, 5, 6)
     assert f"P{result.level}, row {result.row}, column {result.column}, class score 0.8" in capsys.readouterr().out
+
+
+def test_numbers_are_those_of_the_network(picture: Path, tmp_path: Path) -> None:
+    model = segmenter()
+    result = explain(picture, model, tmp_path, level=3, row=7, column=2, quiet=True)
+    with np.load(result.files[-1]) as numbers:
+        assert numbers["cell"].tolist() == [3, 7, 2]
+        grid, heads = SMALL.grids[1], SMALL.heads
+        assert numbers["class_scores.P3"].shape == (grid, grid, 2)
+        assert numbers["mask_features"].shape[0] == SMALL.mask_channels
+        for layer in (1, 2):
+            row, column = numbers[f"attention.{layer}.row"], numbers[f"attention.{layer}.column"]
+            assert (row.shape, column.shape) == ((heads, grid), (heads, grid, grid))
+            np.testing.assert_allclose(row.sum(-1), 1, rtol=1e-5)
+            np.testing.assert_allclose(column.sum(-1), 1, rtol=1e-5)
+            np.testing.assert_allclose(numbers[f"attention.{layer}.total"], row.mean(0) * column.mean(0).T, rtol=1e-5)
 
 
 def test_a_chosen_cell_and_channels(picture: Path, tmp_path: Path) -> None:
@@ -56,7 +72,7 @@ def test_without_transformer_there_is_no_attention(
     picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = segmenter(replace(SMALL, transformer="none", mask_transformer_levels=()))
-    assert len(explain(picture, model, tmp_path).files) == 2
+    assert len(explain(picture, model, tmp_path).files) == 3
     assert "no attention to draw" in capsys.readouterr().err
 
 

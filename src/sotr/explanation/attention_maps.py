@@ -4,9 +4,11 @@ The network itself uses fused attention, which never has the weights at hand, an
 """
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sotr.network import SOTR
@@ -48,11 +50,11 @@ def transformer_layers(network: SOTR) -> list[nn.Module]:
 
 
 def attention_weights(attention: FullAttention, x_BNNC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of a module's input, averaged over the heads.
+    """softmax(q k^T / sqrt(d)) of a module's input, head by head.
 
     Returns:
-        (S, L, L), each row summing to 1: for each sequence that `attention` makes of the map, the weight of each of its
-        cells (last) in each of its cells (middle).
+        (S, heads, L, L), each row summing to 1: for each sequence that `attention` makes of the map, the weight of each
+        of its cells (last) in each of its cells (third).
     """
     if isinstance(attention, ColumnAttention):
         x_BNNC = x_BNNC.transpose(1, 2)
@@ -60,12 +62,29 @@ def attention_weights(attention: FullAttention, x_BNNC: Tensor) -> Tensor:
     S, L, C = x_SLC.shape
     qkv = attention.to_qkv(x_SLC).view(S, L, 3, attention.heads, C // attention.heads)
     query, key, _ = qkv.permute(2, 0, 3, 1, 4)
-    weights = (query @ key.transpose(-2, -1) / math.sqrt(C // attention.heads)).softmax(-1)
-    return weights.mean(1)
+    return (query @ key.transpose(-2, -1) / math.sqrt(C // attention.heads)).softmax(-1)
+
+
+class CellAttention(NamedTuple):
+    """The attention of one cell in one layer: what is computed for it, head by head, and what it comes to."""
+
+    full: Tensor | None
+    """(heads, rows, columns) of full attention."""
+    row: Tensor | None
+    """(heads, columns): what the cell takes from the cells of its row."""
+    column: Tensor | None
+    """Of twin attention (heads, columns, rows): what each cell of its row has taken from its own column before. Of a
+    released layer (heads, rows): what the cell takes from its column."""
+    total: Tensor
+    """(rows, columns), the mean over the heads, which sums to 1."""
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """What there is, by name."""
+        return {name: x.float().cpu().numpy() for name, x in self._asdict().items() if x is not None}
 
 
 @torch.no_grad()
-def attention_of_cell(layer: nn.Module, x_1NNC: Tensor, row: int, column: int) -> Tensor:
+def attention_of_cell(layer: nn.Module, x_1NNC: Tensor, row: int, column: int) -> CellAttention:
     """How much each cell of a map counts in the attention of one of its cells, in one layer.
 
     Twin attention is composed: the row attention of the cell weighs the cells of its row, each of which has gathered
@@ -75,20 +94,20 @@ def attention_of_cell(layer: nn.Module, x_1NNC: Tensor, row: int, column: int) -
         layer: of the network's transformer.
         x_1NNC: what its attention is given, from `attention_inputs`.
         row, column: the cell that looks.
-
-    Returns:
-        (rows, columns) weights that sum to 1.
     """
     attention = layer if isinstance(layer, ReleasedLayer) else layer.attention
     if isinstance(attention, FullAttention):
         columns = x_1NNC.shape[2]
-        return attention_weights(attention, x_1NNC)[0, row * columns + column].view(-1, columns)
+        full = attention_weights(attention, x_1NNC)[0, :, row * columns + column].unflatten(-1, (-1, columns))
+        return CellAttention(full, None, None, full.mean(0))
     assert isinstance(attention, TwinAttention | ReleasedLayer)
-    of_columns = attention_weights(attention.column, x_1NNC)  # (columns, rows, rows)
+    of_columns = attention_weights(attention.column, x_1NNC)  # (columns, heads, rows, rows)
     if isinstance(attention, TwinAttention):
-        of_rows = attention_weights(attention.row, attention.column(x_1NNC))  # (rows, columns, columns)
-        return of_rows[row, column] * of_columns[:, row].T
-    weights = torch.zeros_like(x_1NNC[0, :, :, 0])
-    weights[row] += attention_weights(attention.row, x_1NNC)[row, column] / 2
-    weights[:, column] += of_columns[column, row] / 2
-    return weights
+        of_row = attention_weights(attention.row, attention.column(x_1NNC))[row, :, column]
+        of_column = of_columns[:, :, row].transpose(0, 1)
+        return CellAttention(None, of_row, of_column, of_row.mean(0) * of_column.mean(0).T)
+    of_row, of_column = attention_weights(attention.row, x_1NNC)[row, :, column], of_columns[column, :, row]
+    total = torch.zeros_like(x_1NNC[0, :, :, 0])
+    total[row] += of_row.mean(0) / 2
+    total[:, column] += of_column.mean(0) / 2
+    return CellAttention(None, of_row, of_column, total)

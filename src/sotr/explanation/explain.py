@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ class Explanation:
     """What `explain` did."""
 
     files: list[Path]
-    """The pictures that were written."""
+    """The images that were written, and last the numbers."""
     level: int
     """Of the cell whose attention is shown, 2 to 6."""
     row: int
@@ -65,7 +65,10 @@ def explain(
     Written are OUT/NAME.mask-features.png, channels of the unified mask feature beside the picture (Figure 4 of the
     paper); OUT/NAME.class-scores.png, the best class score of each cell of each level, over the picture and under its
     grid; and OUT/NAME.attention.png, how much each cell of a level counts for one of its cells, layer by layer: for
-    twin attention the column and the row attention composed, averaged over heads.
+    twin attention the column and the row attention composed, averaged over heads. OUT/NAME.numbers.npz has the same as
+    numbers: `mask_features` (E, h, w); `class_scores.P2` to `class_scores.P6` (N, N, M); `cell`, the level, row and
+    column; and of each layer `attention.L.total` (N, N) and, head by head, what it is made of: `attention.L.full`
+    (heads, N, N), or `attention.L.row` (heads, N) and `attention.L.column` (heads, N, N; heads, N of a released model).
 
     Args:
         picture: file to look at.
@@ -97,7 +100,8 @@ def explain(
     view = _View.of(image, input_3hw, images_13HW)
     with torch.no_grad():
         predictions = network(images_13HW)
-    grids_NN = _class_scores(predictions.class_logits_BKM[0], config.grids)
+    scores_NNM = _class_scores(predictions.class_logits_BKM[0], config.grids)
+    grids_NN = [scores.max(2) for scores in scores_NNM]
     level, row, column = _choose_cell(grids_NN, level, row, column)
     features_Ehw = predictions.mask_features_BEhw[0].float().cpu()
 
@@ -105,12 +109,15 @@ def explain(
         "mask-features": _mask_features(view, features_Ehw, channels),
         "class-scores": _class_score_maps(view, grids_NN),
     }
+    numbers: dict[str, NDArray[Any]] = {"mask_features": features_Ehw.numpy(), "cell": np.array((level, row, column))}
+    numbers |= {f"class_scores.P{of}": scores for of, scores in zip(LEVELS, scores_NNM, strict=True)}
     if layers := transformer_layers(network):
         inputs = attention_inputs(network, images_13HW, level - 2)
+        found = [attention_of_cell(layer, x, row, column) for layer, x in zip(layers, inputs, strict=True)]
+        for i, attention in enumerate(found):
+            numbers |= {f"attention.{i + 1}.{name}": weights for name, weights in attention.arrays().items()}
         shown = sorted({round(i) for i in np.linspace(0, len(layers) - 1, min(LAYERS_SHOWN, len(layers)))})
-        maps = {
-            i + 1: _folded(attention_of_cell(layers[i], inputs[i], row, column), config.grids[level - 2]) for i in shown
-        }
+        maps = {i + 1: _folded(found[i].total, config.grids[level - 2]) for i in shown}
         sheets["attention"] = _attention_maps(view, maps, level, row, column)
     else:
         Console(stderr=True, quiet=quiet).print("the model has no transformer, and so no attention to draw")
@@ -122,6 +129,9 @@ def explain(
             with atomic_write(path) as file:
                 Image.fromarray(sheet).save(file, format="png")
             files.append(path)
+        files.append(out / f"{name}.numbers.npz")
+        with atomic_write(files[-1]) as file:
+            np.savez_compressed(file, **numbers)  # type: ignore[arg-type]  # allow_pickle is not among the names
     except OSError as error:
         raise SOTRError(f"cannot write to {out}: {error.strerror or error}") from error
     Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True).print(
@@ -147,10 +157,9 @@ def _check(
 
 
 def _class_scores(class_logits_KM: Tensor, grids: Sequence[int]) -> list[Floats]:
-    """The best class score of each cell, a grid per level."""
-    scores_K = class_logits_KM.float().sigmoid().amax(1).cpu()
-    levels = scores_K.split([grid * grid for grid in grids])
-    return [level.view(grid, grid).numpy() for level, grid in zip(levels, grids, strict=True)]
+    """The class scores of the cells, an (N, N, M) array for each level."""
+    levels = class_logits_KM.float().sigmoid().cpu().split([grid * grid for grid in grids])
+    return [level.unflatten(0, (grid, grid)).numpy() for level, grid in zip(levels, grids, strict=True)]
 
 
 def _choose_cell(
