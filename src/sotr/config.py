@@ -19,10 +19,6 @@ GROUP_NORM_GROUPS = 32
 """Groups of every GroupNorm in the mask branch (section 3.2 cites Group Norm, whose default is 32)."""
 
 
-TRANSFORMERS = ("original", "pure_twin", "hybrid_twin", "none")
-"""What `SOTRConfig.transformer` may be."""
-
-
 VARIANTS = ("paper", "released")
 """What `SOTRConfig.variant` may be."""
 
@@ -64,8 +60,9 @@ class SOTRConfig:
     """Stages 2..5 of a ResNet whose 3x3 convolutions are modulated deformable ones (Table 7: 3, 4 and 5)."""
     width: int = 256
     """Channels C of the FPN and of the transformer."""
-    transformer: Literal["original", "pure_twin", "hybrid_twin", "none"] = "hybrid_twin"
-    """The layer of Figure 3 that is stacked (Table 2); with "none" the heads read the FPN's features (Table 5)."""
+    transformer: str = "hybrid_twin"
+    """The layer of Figure 3 that is stacked (Table 2): original, pure_twin or hybrid_twin; a layer of your own that
+    stands in `sotr.network.transformer.LAYERS`; or none, and the heads read the FPN's features (Table 5)."""
     depth: int = 12
     """Transformer layers (Table 3: 6 or 12; section 4.1: 2 in the real-time model)."""
     heads: int = 8
@@ -133,8 +130,6 @@ class SOTRConfig:
             )
         if not set(self.deformable_stages) <= {2, 3, 4, 5}:
             raise SOTRError(f"deformable_stages is {self.deformable_stages}; choose among 2, 3, 4 and 5")
-        if self.transformer not in TRANSFORMERS:
-            raise SOTRError(f"there is no transformer {self.transformer!r}; choose one of {', '.join(TRANSFORMERS)}")
         if self.mask_transformer_levels not in ((), (5,), (4, 5)):
             raise SOTRError(f"mask_transformer_levels is {self.mask_transformer_levels}; choose (), (5,) or (4, 5)")
         if self.transformer == "none" and self.mask_transformer_levels:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sotr.config import SOTRConfig
+from sotr.errors import SOTRError
 from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano"), width=32, heads=4, depth=3)
@@ -74,3 +75,8 @@ def test_convolutions_keep_two_maps_for_the_gradient():
         block(x_BNNC)
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     assert len({tensor.untyped_storage().data_ptr() for tensor in saved} - weights) == 2
+
+
+def test_a_name_without_a_layer():
+    with pytest.raises(SOTRError, match="there is no transformer 'twin'; choose one of original, pure_twin"):
+        Transformer(replace(CONFIG, transformer="twin"))

@@ -1,10 +1,13 @@
 """The command on a scale so small that nothing is learnt: what it writes, and what it does again."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
 import torch
 import yaml
 
@@ -20,8 +23,13 @@ def small_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scale "tiny" with the network and the recipe of the training room's tests."""
     torch.set_num_threads(1)
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(yaml.safe_dump({**RECIPE, "epochs": 1}))
-    scale = replace(tables.SCALES["tiny"], baseline=SOTRConfig.from_dict(CONFIG), recipe=str(recipe))
+    recipe.write_text(yaml.safe_dump({**RECIPE, "epochs": 1, "batch_size": 4}))
+    scale = replace(
+        tables.SCALES["tiny"],
+        baseline=SOTRConfig.from_dict(CONFIG),
+        recipe=str(recipe),
+        recipe_with_weights=str(recipe),
+    )
     monkeypatch.setitem(tables.SCALES, "tiny", scale)
 
 
@@ -71,6 +79,29 @@ def test_a_table_is_written_and_finished_rows_are_kept(small_scale: None, coco_f
         reproduce(["1"], data=str(tmp_path), seeds=1, out=str(out), quiet=True)
 
 
+@pytest.mark.slow
+def test_chosen_rows_on_two_devices(small_scale: None, coco_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    weights = tmp_path / "weights.safetensors"
+    state = timm.create_model("lcnet_035", pretrained=False).state_dict()
+    safetensors.torch.save_file(state, weights)
+    given = {"data": str(coco_folder), "seeds": 1, "out": str(out), "device": "cpu", "devices": 2, "quiet": True}
+    reproduce(["6", "7"], rows=["real-time"], backbone_weights=str(weights), **given)
+    commands = (out / "commands.sh").read_text().splitlines()
+    assert len(commands) == 1
+    assert shlex.split(commands[0])[:2] == ["sotr", "train"]
+    assert "--devices 2" in commands[0]
+    assert [path.name for path in (out / "rows").iterdir()] == ["real-time"]
+    run = json.loads((out / "rows" / "real-time" / "seed-0" / "run.json").read_text())
+    assert str(weights) in run["weights"]
+    assert json.loads((out / "rows" / "real-time" / "seed-0.json").read_text())["metrics"]["images"] == 4
+    table = (out / "table-6.md").read_text()
+    assert "Unfinished: 1 of 2 runs" in table
+    assert "| 39.7 |" in table  # 25.2 frames a second
+    with pytest.raises(SOTRError, match="another backbone weights"):
+        reproduce(["6"], rows=["real-time"], **given)
+
+
 def test_scales_are_the_papers_and_of_one_plan() -> None:
     full = tables.SCALES["full"]
     assert (full.baseline.backbone, full.baseline.depth) == ("resnet101", 12)
@@ -85,7 +116,12 @@ def test_scales_are_the_papers_and_of_one_plan() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tables": ["7"]}, "no table '7' to reproduce; choose among 1, 2, 3, 4, 5"),
+        ({"tables": ["8"]}, "no table '8' to reproduce; choose among 1, 2, 3, 4, 5, 6, 7"),
+        (
+            {"tables": ["2"], "rows": ["twin"]},
+            "no row 'twin' in these tables; choose among baseline, original, pure-twin",
+        ),
+        ({"tables": ["2"], "devices": 0}, "devices is 0"),
         ({"tables": ["2"], "scale": "large"}, "no scale 'large'; choose one of full, tiny"),
         ({"tables": ["2"], "seeds": 0}, "seeds is 0"),
         ({"tables": ["2"], "scale": "full"}, "give a data set with --data"),

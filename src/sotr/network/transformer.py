@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sotr.config import SOTRConfig
+from sotr.config import SOTRConfig, SOTRError
 from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
 
 
@@ -79,14 +79,24 @@ LAYERS: dict[str, type[OriginalLayer]] = {
     "pure_twin": PureTwinLayer,
     "hybrid_twin": HybridTwinLayer,
 }
-"""The layers of Figure 3, as `SOTRConfig.transformer` names them."""
+"""The layers of Figure 3, as `SOTRConfig.transformer` names them. A layer of your own joins them under its name, before
+a network is built or loaded that has it."""
 
 
 class Transformer(nn.Module):
-    """Position embedding, layers, one final layer norm; shared by all levels, for maps of any size."""
+    """Position embedding, layers, one final layer norm; shared by all levels, for maps of any size.
+
+    Raises:
+        SOTRError: no layer has the configuration's name.
+    """
 
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
+        if config.transformer not in LAYERS:
+            raise SOTRError(
+                f"there is no transformer {config.transformer!r}; choose one of {', '.join(LAYERS)} or none, or add a "
+                "layer of your own to sotr.network.transformer.LAYERS first"
+            )
         self.position = PositionEmbedding(max(config.grids), config.width)
         layer = LAYERS[config.transformer]
         self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))

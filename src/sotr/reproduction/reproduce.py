@@ -1,6 +1,9 @@
 """`sotr reproduce`: train and measure the rows of the paper's ablation tables under one recipe."""
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,25 +44,34 @@ def reproduce(
     data: str | None = None,
     seeds: int = 2,
     out: str = "reproduction",
+    rows: Sequence[str] | None = None,
+    backbone_weights: str | None = None,
     device: str = "auto",
+    devices: int = 1,
     workers: int = 0,
     quiet: bool = False,
 ) -> ReproductionSummary:
-    """Train and measure the rows of the paper's Tables 1 to 5 under one recipe, and write the tables as Markdown.
+    """Train and measure the rows of the paper's Tables 1 to 7 under one recipe, and write the tables as Markdown.
 
     What is done is kept: the same command continues after an interruption, and rows that several tables share are
-    trained once. OUT/table-N.md is renewed after each run. OUT/recipe.yaml and OUT/rows/ROW/model.yaml are what
-    `sotr train` takes to do a row by hand; OUT/rows/ROW/seed-N is its run folder, with the result beside it as JSON.
+    trained once. OUT/table-N.md is renewed after each run. OUT/recipe.yaml and OUT/rows/ROW/model.yaml are written
+    first; OUT/rows/ROW/seed-N is a row's run folder, with the result beside it as JSON. OUT/commands.sh has the
+    `sotr train` command of each row and seed, for a cluster that runs them apart; give this command again to measure
+    what they have trained.
 
     Args:
-        tables: numbers of tables, 1 to 5.
+        tables: numbers of tables, 1 to 7.
         scale: full is the paper's network and schedule (ResNet-101, 300,000 iterations of 8 pictures: a cluster);
             tiny a small network with a schedule of minutes on a CPU core.
         data: folder of the data set, in any of the layouts of `sotr train`, with validation pictures. Without it, tiny
             makes synthetic pictures, always the same, in OUT/data.
         seeds: runs per row, with the seeds 0, 1 and so on.
         out: folder of the results.
+        rows: train these rows alone, such as '[baseline, pure-twin]'; default all of the tables.
+        backbone_weights: first weights of the backbones, as for `sotr train`: imagenet, or none. With weights, scale
+            full takes the recipe paper-imagenet. Default: none.
         device: auto, cpu, cuda, cuda:1 or mps.
+        devices: devices of that kind to train on, with a process each.
         workers: processes that load pictures; 0 loads them in the main process.
         quiet: print nothing but errors.
 
@@ -72,10 +84,16 @@ def reproduce(
         raise SOTRError(f"there is no scale {scale!r}; choose one of {', '.join(SCALES)}")
     if seeds < 1:
         raise SOTRError(f"seeds is {seeds}; it must be at least 1")
+    if devices < 1:
+        raise SOTRError(f"devices is {devices}; it must be at least 1")
+    names = _rows(chosen)
+    if unknown := sorted(set(rows or ()) - set(names)):
+        raise SOTRError(f"there is no row {unknown[0]!r} in these tables; choose among {', '.join(names)}")
     console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
-    work = _Work(Path(out), SCALES[scale], data, device, workers, quiet)
-    work.prepare()
-    todo = [(row, seed) for seed in range(seeds) for row in _rows(chosen)]
+    weights = None if backbone_weights == "none" else backbone_weights
+    work = _Work(Path(out), SCALES[scale], data, weights, device, devices, workers, quiet)
+    todo = [(row, seed) for seed in range(seeds) for row in names if rows is None or row in rows]
+    work.prepare(todo)
     for number, (row, seed) in enumerate(todo, start=1):
         if not work.result_file(row, seed).is_file():
             console.print(f"run {number} of {len(todo)}: {row}, seed {seed}")
@@ -108,7 +126,9 @@ class _Work:
     out: Path
     scale: Scale
     given_data: str | None
+    backbone_weights: str | None
     device: str
+    devices: int
     workers: int
     quiet: bool
 
@@ -123,14 +143,24 @@ class _Work:
     def folder(self, row: str) -> Path:
         return self.out / "rows" / row
 
+    def model_file(self, row: str) -> Path:
+        return self.folder(row) / "model.yaml"
+
+    def run_folder(self, row: str, seed: int) -> Path:
+        return self.folder(row) / f"seed-{seed}"
+
     def result_file(self, row: str, seed: int) -> Path:
         return self.folder(row) / f"seed-{seed}.json"
 
     def costs_file(self, row: str) -> Path:
         return self.folder(row) / "costs.json"
 
-    def prepare(self) -> None:
-        """Write data, recipe and the rows' configurations, or find that they are there."""
+    def prepare(self, todo: Sequence[tuple[str, int]]) -> None:
+        """Write data, recipe, the rows' configurations and commands, or find that they are there.
+
+        Args:
+            todo: (row, seed) of the runs.
+        """
         if self.given_data is None and self.scale.name != "tiny":
             raise SOTRError("only the scale tiny makes its own pictures; give a data set with --data")
         settings: dict[str, Any] = {
@@ -138,10 +168,12 @@ class _Work:
             "recipe": self._recipe().to_dict(),
             "baseline": self.scale.baseline.to_dict(),
         }
+        if self.backbone_weights is not None:
+            settings["backbone weights"] = self.backbone_weights
         file = self.out / "settings.json"
         if file.is_file():
             before = _read_json(file)
-            different = [name for name in settings if settings[name] != before.get(name)]
+            different = [name for name in {**settings, **before} if settings.get(name) != before.get(name)]
             if different:
                 raise SOTRError(
                     f"{self.out} holds results with another {', another '.join(different)}; give another folder with "
@@ -154,25 +186,30 @@ class _Work:
         self._splits()
         _write_yaml(self.recipe_file, settings["recipe"])
         _write_json(file, settings)
+        for row, _ in todo:
+            _write_yaml(self.model_file(row), self.scale.config(row).to_dict())
+        with atomic_write(self.out / "commands.sh", "w") as commands:
+            commands.writelines(shlex.join(["sotr", *self._command(row, seed)]) + "\n" for row, seed in todo)
 
     def _recipe(self) -> Recipe:
-        beside = Path(__file__).parent / self.scale.recipe
-        recipe = Recipe.load(beside if beside.is_file() else self.scale.recipe)
+        name = self.scale.recipe if self.backbone_weights is None else self.scale.recipe_with_weights
+        beside = Path(__file__).parent / name
+        recipe = Recipe.load(beside if beside.is_file() else name)
         return replace(recipe, validate_every=LAST_ONLY)
 
     def run(self, row: str, seed: int) -> None:
         """Train and measure a row; what an interruption left is continued."""
-        folder, run = self.folder(row), self.folder(row) / f"seed-{seed}"
-        model_file = folder / "model.yaml"
-        if not model_file.is_file():
-            _write_yaml(model_file, self.scale.config(row).to_dict())
-        resume = (run / "checkpoints" / "last.ckpt").is_file()
+        run = self.run_folder(row, seed)
         # A resumed run takes its settings from its folder.
-        settings: dict[str, Any] = {"resume": True}
-        if not resume:
-            settings = {"model": str(model_file), "recipe": str(self.recipe_file), "seed": seed}
+        resume = (run / "checkpoints" / "last.ckpt").is_file()
         try:
-            train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
+            if self.devices == 1:
+                settings: dict[str, Any] = {"resume": True} if resume else self._settings(row, seed)
+                train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
+            elif code := _run([sys.executable, "-m", "sotr.cli", *self._command(row, seed, resume)]):
+                if code == 2:
+                    raise SOTRError(f"{row}, seed {seed}: sotr train refused its input, see above")
+                raise TrainingInterrupted(f"sotr train ended with exit code {code}", code)
         except TrainingInterrupted as interrupt:
             message = f"{row}, seed {seed}, {interrupt}; or give the same command again"
             raise TrainingInterrupted(message, interrupt.exit_code) from None
@@ -181,9 +218,22 @@ class _Work:
         surroundings = {name: run_settings[name] for name in ("device", "precision", "versions")}
         _write_json(self.result_file(row, seed), {"row": row, "seed": seed, "metrics": metrics, **surroundings})
 
+    def _settings(self, row: str, seed: int) -> dict[str, Any]:
+        """What `train` is told of a row, beyond data and devices."""
+        settings = {"model": str(self.model_file(row)), "recipe": str(self.recipe_file), "seed": seed}
+        return settings if self.backbone_weights is None else settings | {"backbone_weights": self.backbone_weights}
+
+    def _command(self, row: str, seed: int, resume: bool = False) -> list[str]:
+        """The same on the command line."""
+        values = {} if resume else self._settings(row, seed)
+        values |= {"out": str(self.run_folder(row, seed)), "device": self.device, "devices": self.devices}
+        values |= {"workers": self.workers}
+        flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        return ["train", self.data, *flags, *(["--resume"] if resume else []), *(["--quiet"] if self.quiet else [])]
+
     def measure_costs(self, row: str, seed: int) -> None:
         """Measure what a trained row costs."""
-        segmenter = load(self.folder(row) / f"seed-{seed}", self.device)
+        segmenter = load(self.run_folder(row, seed), self.device)
         train_data, val_data = self._splits()
         _write_json(self.costs_file(row), asdict(measure(segmenter, train_data, val_data, self._recipe())))
 
@@ -226,6 +276,19 @@ class _Work:
             f"{recipe.batch_size} pictures ([recipe](recipe.yaml)); data: "
             f"{'synthetic' if self.given_data is None else Path(self.given_data).name}."
         )
+
+
+def _run(command: Sequence[str]) -> int:
+    """The exit code of a process that is left the time to save, whatever ends this one."""
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal sends it to both
+        return process.wait() or 130
+    except SystemExit:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _write_yaml(path: Path, values: Mapping[str, Any]) -> None:

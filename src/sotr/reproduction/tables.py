@@ -1,4 +1,4 @@
-"""Tables 1 to 5 of the paper as data: which settings each row changes, and what the paper reports for it."""
+"""Tables 1 to 7 of the paper as data: which settings each row changes, and what the paper reports for it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +21,12 @@ class Scale:
     """The other backbone of Table 1."""
     half_depth: int
     """The smaller depth of Table 3."""
+    real_time: Mapping[str, Any]
+    """Settings of the real-time network of Table 6."""
     recipe: str
     """A bundled recipe of `sotr.training`, or the name of a YAML file beside this module."""
+    recipe_with_weights: str
+    """The recipe where the backbone starts from weights."""
 
     def changes(self) -> dict[str, dict[str, Any]]:
         """Row -> the settings of `SOTRConfig` that it changes."""
@@ -37,6 +41,8 @@ class Scale:
             "masks-from-p4-p5": {"mask_transformer_levels": (4, 5)},
             "static-kernels": {"dynamic_kernels": False},
             "no-transformer": {"transformer": "none", "mask_transformer_levels": ()},
+            "real-time": dict(self.real_time),
+            "deformable": {"deformable_stages": (3, 4, 5)},
         }
 
     def config(self, row: str) -> SOTRConfig:
@@ -47,7 +53,15 @@ class Scale:
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("full", SOTRConfig.preset("sotr-r101"), weaker_backbone="resnet50", half_depth=6, recipe="paper"),
+        Scale(
+            "full",
+            SOTRConfig.preset("sotr-r101"),
+            weaker_backbone="resnet50",
+            half_depth=6,
+            real_time={"backbone": "resnet50", "depth": 2, "image_size": 736, "max_image_size": 1226},
+            recipe="paper",
+            recipe_with_weights="paper-imagenet",
+        ),
         Scale(
             "tiny",
             SOTRConfig(
@@ -65,7 +79,9 @@ SCALES = {
             ),
             weaker_backbone="lcnet_035",
             half_depth=1,
+            real_time={"backbone": "lcnet_035", "depth": 1, "image_size": 64, "max_image_size": 107},
             recipe="tiny.yaml",
+            recipe_with_weights="tiny.yaml",
         ),
     )
 }
@@ -146,6 +162,22 @@ TABLES = {
                 # Digit for digit the row of SOLOv2 in Table 7.
                 Row("no-transformer", "no twin, dynamic", _ap(39.7, 17.3, 42.9, 57.4)),
                 Row(BASELINE, "twin, dynamic", _PAPER_BASELINE),
+            ),
+        ),
+        Table(
+            6,
+            "real-time setting",
+            (
+                Row("real-time", "SOTR-RT", {"AP": 30.7, "ms": round(1000 / 25.2, 1)}),
+                Row(BASELINE, "SOTR", _PAPER_BASELINE),
+            ),
+        ),
+        Table(
+            7,
+            "deformable convolutions",
+            (
+                Row("deformable", "Res-DCN-101-FPN", {**_ap(42.1, 11.5, 60.8, 74.4), "AP50": 63.3, "AP75": 45.5}),
+                Row(BASELINE, "Res-101-FPN", {**_PAPER_BASELINE, "AP50": 61.2, "AP75": 43.4}),
             ),
         ),
     )
