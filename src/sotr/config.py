@@ -136,6 +136,11 @@ class SOTRConfig:
             raise SOTRError(
                 "without transformer no level of the mask branch can come from it; set mask_transformer_levels to ()"
             )
+        if self.mask_stage_channels == GROUP_NORM_GROUPS and self.max_image_size <= INPUT_DIVISOR:
+            raise SOTRError(
+                f"max_image_size is {self.max_image_size}, which leaves one cell at stride 32, and mask_stage_channels "
+                f"{self.mask_stage_channels} one channel per group: nothing to normalize; raise either"
+            )
         if self.kernel_size not in (1, 3):
             raise SOTRError(f"kernel_size is {self.kernel_size}; choose 1 or 3")
         if self.max_image_size < self.image_size:
