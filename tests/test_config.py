@@ -53,6 +53,7 @@ def test_unknown_setting_is_named():
         ({"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
         ({"depth": float("inf")}, "depth is inf"),
         ({"num_classes": True}, "num_classes is True"),
+        ({"mask_feature_stride": 2}, "mask_feature_stride is 2; choose 4 or 1"),
         ({"mask_stage_channels": 32, "image_size": 32, "max_image_size": 32}, "one channel per group"),
     ],
 )

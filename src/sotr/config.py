@@ -15,6 +15,9 @@ MASK_STRIDE = 4
 INPUT_DIVISOR = 32
 """Input height and width must be multiples of this, the stride of the backbone's last stage."""
 
+TRANSFORMERS = ["original", "pure_twin", "hybrid_twin", "none"]
+"""What `SOTRConfig.transformer` may be; `sotr.network.transformer.add_layer` adds to it."""
+
 GROUP_NORM_GROUPS = 32
 """Groups of every GroupNorm in the mask branch (section 3.2 cites Group Norm, whose default is 32)."""
 
@@ -61,8 +64,8 @@ class SOTRConfig:
     width: int = 256
     """Channels C of the FPN and of the transformer."""
     transformer: str = "hybrid_twin"
-    """The layer of Figure 3 that is stacked (Table 2): original, pure_twin or hybrid_twin; a layer of your own that
-    stands in `sotr.network.transformer.LAYERS`; or none, and the heads read the FPN's features (Table 5)."""
+    """The layer of Figure 3 that is stacked (Table 2): original, pure_twin or hybrid_twin; one of your own, after
+    `sotr.network.transformer.add_layer`; or none, and the heads read the FPN's features (Table 5)."""
     depth: int = 12
     """Transformer layers (Table 3: 6 or 12; section 4.1: 2 in the real-time model)."""
     heads: int = 8
@@ -83,6 +86,9 @@ class SOTRConfig:
     """Channels E of the unified mask feature; a multiple of 32."""
     kernel_size: int = 1
     """Side lambda of the convolution that makes a cell's mask: 1 or 3."""
+    mask_feature_stride: int = 4
+    """4 keeps the mask features at H/4 x W/4. 1 upsamples them to H x W first, the paper's order: another operation for
+    kernel_size 3, and the same for 1, at 16 times the memory."""
     dynamic_kernels: bool = True
     """Predict each cell's convolution from its features, or learn it once for all pictures (Table 5)."""
     image_size: int = 800
@@ -115,7 +121,12 @@ class SOTRConfig:
         if self.variant not in VARIANTS:
             raise SOTRError(f"there is no variant {self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.variant == "released":
-            paper_only = {"transformer": "hybrid_twin", "mask_transformer_levels": (5,), "mlp_ratio": 4.0}
+            paper_only = {
+                "transformer": "hybrid_twin",
+                "mask_transformer_levels": (5,),
+                "mlp_ratio": 4.0,
+                "mask_feature_stride": MASK_STRIDE,
+            }
             for name, only in paper_only.items():
                 if getattr(self, name) != only:
                     raise SOTRError(f"the released variant has no other {name} than {only!r}; use the paper variant")
@@ -130,6 +141,11 @@ class SOTRConfig:
             )
         if not set(self.deformable_stages) <= {2, 3, 4, 5}:
             raise SOTRError(f"deformable_stages is {self.deformable_stages}; choose among 2, 3, 4 and 5")
+        if self.transformer not in TRANSFORMERS:
+            raise SOTRError(
+                f"there is no transformer {self.transformer!r}; choose one of {', '.join(TRANSFORMERS)}, or add one "
+                "of your own with sotr.network.transformer.add_layer before"
+            )
         if self.mask_transformer_levels not in ((), (5,), (4, 5)):
             raise SOTRError(f"mask_transformer_levels is {self.mask_transformer_levels}; choose (), (5,) or (4, 5)")
         if self.transformer == "none" and self.mask_transformer_levels:
@@ -141,6 +157,8 @@ class SOTRConfig:
                 f"max_image_size is {self.max_image_size}, which leaves one cell at stride 32, and mask_stage_channels "
                 f"{self.mask_stage_channels} one channel per group: nothing to normalize; raise either"
             )
+        if self.mask_feature_stride not in (1, MASK_STRIDE):
+            raise SOTRError(f"mask_feature_stride is {self.mask_feature_stride}; choose {MASK_STRIDE} or 1")
         if self.kernel_size not in (1, 3):
             raise SOTRError(f"kernel_size is {self.kernel_size}; choose 1 or 3")
         if self.max_image_size < self.image_size:

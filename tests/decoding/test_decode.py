@@ -210,3 +210,24 @@ def test_candidates_in_chunks_change_nothing(monkeypatch, candidates_at_once):
 def test_options_are_checked(wrong):
     with pytest.raises(SOTRError, match=next(iter(wrong))):
         DecodeOptions(**wrong)
+
+
+def test_features_of_full_size_give_the_same_objects():
+    """Masks of a 1 x 1 kernel are the same, whether features or masks are upsampled."""
+    small = scene([(3, 0, 3.0, (2, 3, 8, 9)), (20, 1, 1.0, (12, 6, 20, 14))])
+    features = torch.nn.functional.interpolate(small.mask_features_BEhw, scale_factor=4, mode="bilinear")
+    (quarter,) = run(small, original=(50, 80), image=(60, 96), min_area_strides=1.0)
+    (full,) = decode(
+        small._replace(mask_features_BEhw=features),
+        [(60, 96)],
+        [(50, 80)],
+        DecodeOptions(min_area_strides=1.0),
+        config=replace(CONFIG, mask_feature_stride=1),
+        class_names=NAMES,
+        category_ids=IDS,
+    )
+    assert len(full) == 2
+    # Scores are means over pixels, of which the full size has some on each edge.
+    np.testing.assert_allclose(full.scores_I, quarter.scores_I, rtol=0.02)
+    overlap = (full.masks_IHW & quarter.masks_IHW).sum((1, 2)) / (full.masks_IHW | quarter.masks_IHW).sum((1, 2))
+    assert overlap.min() > 0.99

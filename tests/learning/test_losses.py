@@ -160,3 +160,15 @@ def test_memory_with_300_objects_is_bounded_by_the_objects_not_their_cells():
 def test_mask_stride_is_checked():
     with pytest.raises(SOTRError, match="choose 4, 2 or 1"):
         LossOptions(mask_stride=3)
+
+
+def test_full_size_features_are_compared_at_full_size():
+    """Upsampling before a 1 x 1 convolution or after it gives the same losses against masks of every pixel."""
+    targets = [make_targets(random_masks(3, 64, 96, 3), torch.arange(3), 1)]
+    assignment = assign(targets, CONFIG, (64, 96))
+    late = random_predictions(1, 64, 96)
+    features = F.interpolate(late.mask_features_BEhw, scale_factor=4, mode="bilinear", align_corners=False)
+    early = late._replace(mask_features_BEhw=features)
+    options = LossOptions(mask_stride=1)
+    found = [sotr_losses(each, targets, assignment, options) for each in (early, late)]
+    torch.testing.assert_close(*found)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from sotr.config import PRESETS, SOTRConfig
 from sotr.errors import SOTRError
 from sotr.network import SOTR
+from sotr.network.dynamic_convolution import mask_logits
 from sotr.network.mask_features import MaskFeatures
 
 NANO = SOTRConfig.preset("sotr-nano", num_classes=3)
@@ -135,3 +136,26 @@ def test_network_exports_as_it_stands(network):
     with torch.no_grad():
         for ours, theirs in zip(network(image), exported.module()(image), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_the_papers_order_convolves_features_of_full_size(kernel_size):
+    """With mask_feature_stride 1 the same weights give masks of H x W, as Equation 1 has them."""
+    config = replace(NANO, kernel_size=kernel_size)
+    torch.manual_seed(0)
+    quarter = SOTR(config).eval()
+    full = SOTR(replace(config, mask_feature_stride=1)).eval()
+    full.load_state_dict(quarter.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        (_, kernels_BKD, small_BEhw), (_, _, features_BEHW) = quarter(image), full(image)
+    upsampled = F.interpolate(small_BEhw, scale_factor=4, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(features_BEHW, upsampled)
+
+    kernels_PD = kernels_BKD[0, 40:44]
+    weights = kernels_PD.view(4, -1, kernel_size, kernel_size)
+    exact = F.conv2d(upsampled, weights, padding=kernel_size // 2)[0]
+    torch.testing.assert_close(mask_logits(kernels_PD, features_BEHW[0]), exact, rtol=1e-4, atol=1e-5)
+    late = F.interpolate(mask_logits(kernels_PD, small_BEhw[0])[None], scale_factor=4, mode="bilinear")[0]
+    distance = float((late - exact).norm() / exact.norm())
+    assert distance < 1e-5 if kernel_size == 1 else distance > 0.1

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sotr.config import SOTRConfig
+from sotr.config import TRANSFORMERS, SOTRConfig
 from sotr.errors import SOTRError
-from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer
+from sotr.network.transformer import LAYERS, ConvolutionBlock, Transformer, add_layer
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano"), width=32, heads=4, depth=3)
 SHAPES = [(6, 6), (5, 5), (1, 1), (3, 7), (6, 6)]
@@ -77,6 +77,23 @@ def test_convolutions_keep_two_maps_for_the_gradient():
     assert len({tensor.untyped_storage().data_ptr() for tensor in saved} - weights) == 2
 
 
-def test_a_name_without_a_layer():
-    with pytest.raises(SOTRError, match="there is no transformer 'twin'; choose one of original, pure_twin"):
-        Transformer(replace(CONFIG, transformer="twin"))
+def test_a_layer_of_ones_own(monkeypatch):
+    names, layers = list(TRANSFORMERS), dict(LAYERS)
+    monkeypatch.setattr("sotr.config.TRANSFORMERS", names)
+    monkeypatch.setattr("sotr.network.transformer.TRANSFORMERS", names)
+    monkeypatch.setattr("sotr.network.transformer.LAYERS", layers)
+    with pytest.raises(SOTRError, match=r"there is no transformer 'doubled'; .*add_layer"):
+        replace(CONFIG, transformer="doubled")
+
+    class Doubled(layers["original"]):
+        def forward(self, x_BNNC):
+            return 2 * x_BNNC
+
+    add_layer("doubled", Doubled)
+    module = Transformer(replace(CONFIG, transformer="doubled"))
+    module.norm = torch.nn.Identity()
+    x_BCNN = torch.randn(1, 32, 4, 4)
+    placed = module.position(x_BCNN.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(module.encode(x_BCNN), 2**CONFIG.depth * placed)
+    with pytest.raises(SOTRError, match="'pure_twin' is the paper's"):
+        add_layer("pure_twin", Doubled)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
 from sotr.errors import SOTRError
-from sotr.learning import assign
+from sotr.learning import LossOptions, assign
 from sotr.network import SOTR
 from sotr.training import Recipe
 from sotr.training.averaging import AveragedWeights
@@ -250,3 +250,10 @@ def test_the_rate_keeps_pace_with_the_time() -> None:
     module.time_fraction = 0.5  # half of the time for a hundredth of the steps
     assert module.lr_factor(10) == recipe.lr_factor(500, 1000) == pytest.approx(0.505)
     assert module.lr_factor(800) == recipe.lr_factor(800, 1000)
+
+
+def test_the_truth_is_no_coarser_than_the_mask_features() -> None:
+    config = SOTRConfig.from_dict({**CONFIG, "num_classes": 2, "mask_feature_stride": 1})
+    with pytest.raises(SOTRError, match=r"loss\.mask_stride is 4, coarser than the model's mask_feature_stride 1"):
+        SOTRModule(config, Recipe(epochs=1), 10, 0)
+    SOTRModule(config, Recipe(epochs=1, loss=LossOptions(mask_stride=1)), 10, 0)

@@ -35,6 +35,8 @@ class Found(NamedTuple):
     labels_I: Tensor
     kernels_ID: Tensor
     features_Ehw: Tensor
+    stride: int
+    """Pixels of the network's input per pixel of the features."""
 
 
 @torch.no_grad()
@@ -83,13 +85,18 @@ def find(predictions: DensePredictions, options: DecodeOptions, config: SOTRConf
     strides_K = torch.tensor(strides, device=scores_BKM.device)
     kernels_BKD, features_BEhw = predictions.kernels_BKD.float(), predictions.mask_features_BEhw.float()
     return [
-        _select(scores_KM, kernels_KD, features_Ehw, strides_K, options)
+        _select(scores_KM, kernels_KD, features_Ehw, strides_K, options, config.mask_feature_stride)
         for scores_KM, kernels_KD, features_Ehw in zip(scores_BKM, kernels_BKD, features_BEhw, strict=True)
     ]
 
 
 def _select(
-    scores_KM: Tensor, kernels_KD: Tensor, features_Ehw: Tensor, strides_K: Tensor, options: DecodeOptions
+    scores_KM: Tensor,
+    kernels_KD: Tensor,
+    features_Ehw: Tensor,
+    strides_K: Tensor,
+    options: DecodeOptions,
+    feature_stride: int,
 ) -> Found:
     """The objects of one image: candidates by class score, their certainty, NMS, the best."""
     num_classes = scores_KM.shape[1]
@@ -97,14 +104,14 @@ def _select(
     passing = int((scores_I > options.cell_threshold).sum())
     scores_I, index_I = scores_I[:passing], index_I[:passing]
     if not passing:
-        return Found(scores_I, index_I, kernels_KD[:0], features_Ehw)
+        return Found(scores_I, index_I, kernels_KD[:0], features_Ehw, feature_stride)
     cells_I, labels_I = index_I // num_classes, index_I % num_classes
 
     # A cell may be a candidate of several classes; its mask is made once.
     cells_U, of_cell_I = cells_I.unique(return_inverse=True)
     chunks = [measure(kernels_KD[cells], features_Ehw, options) for cells in cells_U.split(CANDIDATES_AT_ONCE)]
     certainty_U = torch.cat([chunk.certainty_P for chunk in chunks])
-    area_U = torch.cat([chunk.intersections_PP.diagonal() for chunk in chunks])
+    area_U = torch.cat([chunk.intersections_PP.diagonal() for chunk in chunks]) * (feature_stride / MASK_STRIDE) ** 2
     scores_I = scores_I * certainty_U[of_cell_I]
     scores_I = scores_I * (area_U[of_cell_I] > options.min_area_strides * strides_K[cells_I])
 
@@ -123,7 +130,7 @@ def _select(
 
     best_I = scores_I.argsort(descending=True, stable=True)[: options.max_objects]
     best_I = best_I[scores_I[best_I] > options.score_threshold]
-    return Found(scores_I[best_I], labels_I[best_I], kernels_ID[best_I], features_Ehw)
+    return Found(scores_I[best_I], labels_I[best_I], kernels_ID[best_I], features_Ehw, feature_stride)
 
 
 def points_nms(scores_BKM: Tensor, grids: Sequence[int]) -> Tensor:
@@ -203,7 +210,7 @@ def _compressed(
 ) -> Compressed:
     """Make the masks of an image's objects, resize them to the original image, threshold and compress them."""
     h, w = found.features_Ehw.shape[1:]
-    sizes = (h * MASK_STRIDE, w * MASK_STRIDE), image_size, original_size
+    sizes = (h * found.stride, w * found.stride), image_size, original_size
     in_logits = options.upsample == "logits"
     level = options.threshold_logit if in_logits else options.mask_threshold
     pieces = [Compressed([], np.zeros((0, 4), np.int64))]

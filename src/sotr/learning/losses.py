@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from sotr.config import MASK_STRIDE
 from sotr.errors import SOTRError
 from sotr.learning.assignment import Assignment
 from sotr.learning.dice import dice_sum
@@ -106,6 +105,7 @@ def _dice_of_cells(
         kernels_PD = kernels_KD[picture][cells[picture]]
         features_Dhw = convolved_features(features_Ehw[picture], kernels_PD.shape[1])
         compare = dice_sum if options.points == 0 else partial(dice_sum_of_points, points=options.points)
-        scale = MASK_STRIDE // options.mask_stride
+        # How much finer the truth is than the features.
+        scale = target.masks_Ihw.shape[-1] // features_Dhw.shape[-1]
         total = total + compare(kernels_PD, features_Dhw, target.masks_Ihw, objects[picture], scale)
     return total

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sotr.config import GROUP_NORM_GROUPS
+from sotr.config import GROUP_NORM_GROUPS, MASK_STRIDE
 
 UPSAMPLINGS = (0, 1, 2, 3)
 """Doublings that bring P2..P5 to (H / 4, W / 4)."""
@@ -15,19 +15,24 @@ class MaskFeatures(nn.Module):
     """Stages of 3x3 convolution, GroupNorm and ReLU with 2x bilinear upsampling; sum; 1x1 convolution.
 
     The paper upsamples the result to H x W. A dynamic 1x1 convolution commutes with bilinear upsampling, so here the
-    features stay at H / 4 x W / 4 and only the masks that are kept are upsampled afterwards.
+    features stay at H / 4 x W / 4 and only the masks that are kept are upsampled afterwards. A 3x3 convolution does not
+    commute; `stride` 1 gives the paper's order.
     """
 
-    def __init__(self, width: int, stage_channels: int, mask_channels: int) -> None:
+    def __init__(self, width: int, stage_channels: int, mask_channels: int, stride: int = MASK_STRIDE) -> None:
         super().__init__()
+        self.scale = MASK_STRIDE // stride
         self.levels = nn.ModuleList(_Level(width, stage_channels, doublings) for doublings in UPSAMPLINGS)
         self.output = _stage(stage_channels, mask_channels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """P2..P5 of C channels -> (B, E, H / 4, W / 4), values >= 0."""
+        """P2..P5 of C channels -> (B, E, H / stride, W / stride), values >= 0."""
         finest, *halves = [level(feature) for level, feature in zip(self.levels, features, strict=True)]
         # Upsampling is linear: of the sum it takes a third of the time and memory that it takes of each.
-        return self.output(_doubled(halves[0] + halves[1] + halves[2]).add_(finest))
+        unified_BEhw = self.output(_doubled(halves[0] + halves[1] + halves[2]).add_(finest))
+        if self.scale == 1:
+            return unified_BEhw
+        return F.interpolate(unified_BEhw, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
 
 
 class _Level(nn.Sequential):

@@ -22,7 +22,7 @@ class DensePredictions(NamedTuple):
     class_logits_BKM: Tensor
     kernels_BKD: Tensor
     mask_features_BEhw: Tensor
-    """h = H / 4, w = W / 4."""
+    """h = H / 4, w = W / 4, unless the configuration has another `mask_feature_stride`."""
 
 
 class SOTR(nn.Module):
@@ -55,7 +55,9 @@ class SOTR(nn.Module):
             if config.dynamic_kernels
             else StaticKernels(config.num_cells, config.kernel_parameters)
         )
-        self.mask_features = MaskFeatures(config.width, config.mask_stage_channels, config.mask_channels)
+        self.mask_features = MaskFeatures(
+            config.width, config.mask_stage_channels, config.mask_channels, config.mask_feature_stride
+        )
 
     def make_transformer(self, config: SOTRConfig) -> nn.Module:
         """The module of Figure 2 that turns maps into maps."""

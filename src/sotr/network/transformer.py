@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from sotr.config import SOTRConfig, SOTRError
+from sotr.config import TRANSFORMERS, SOTRConfig, SOTRError
 from sotr.network.attention import FullAttention, PositionEmbedding, TwinAttention
 
 
@@ -79,24 +79,31 @@ LAYERS: dict[str, type[OriginalLayer]] = {
     "pure_twin": PureTwinLayer,
     "hybrid_twin": HybridTwinLayer,
 }
-"""The layers of Figure 3, as `SOTRConfig.transformer` names them. A layer of your own joins them under its name, before
-a network is built or loaded that has it."""
+"""The layers of Figure 3, as `SOTRConfig.transformer` names them."""
+
+
+def add_layer(name: str, layer: type[OriginalLayer]) -> None:
+    """Make a layer of one's own a value of `SOTRConfig.transformer`, before a model that has it is built or loaded.
+
+    Args:
+        name: what model folders will call it.
+        layer: its `forward` takes (B, rows, columns, C) and returns the same shape.
+
+    Raises:
+        SOTRError: the paper has this name.
+    """
+    if name in ("original", "pure_twin", "hybrid_twin", "none"):
+        raise SOTRError(f"{name!r} is the paper's; give your layer another name")
+    LAYERS[name] = layer
+    if name not in TRANSFORMERS:
+        TRANSFORMERS.append(name)
 
 
 class Transformer(nn.Module):
-    """Position embedding, layers, one final layer norm; shared by all levels, for maps of any size.
-
-    Raises:
-        SOTRError: no layer has the configuration's name.
-    """
+    """Position embedding, layers, one final layer norm; shared by all levels, for maps of any size."""
 
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
-        if config.transformer not in LAYERS:
-            raise SOTRError(
-                f"there is no transformer {config.transformer!r}; choose one of {', '.join(LAYERS)} or none, or add a "
-                "layer of your own to sotr.network.transformer.LAYERS first"
-            )
         self.position = PositionEmbedding(max(config.grids), config.width)
         layer = LAYERS[config.transformer]
         self.layers = nn.ModuleList(layer(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth))

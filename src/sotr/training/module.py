@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch
+from sotr.errors import SOTRError
 from sotr.learning import Assignment, Normalisers, sotr_losses
 from sotr.network import SOTR
 from sotr.network.backbone import Backbone
@@ -57,6 +58,11 @@ class SOTRModule(pl.LightningModule):
         self, config: SOTRConfig, recipe: Recipe, total_iterations: int, seed: int, compile: bool = False
     ) -> None:
         super().__init__()
+        if recipe.loss.mask_stride > config.mask_feature_stride:
+            raise SOTRError(
+                f"the recipe's loss.mask_stride is {recipe.loss.mask_stride}, coarser than the model's "
+                f"mask_feature_stride {config.mask_feature_stride}; make them equal"
+            )
         self.network = build_network(config)
         # A function, not a module: the state dict must not hold the network twice.
         self._forward = torch.compile(self.network.forward) if compile else self.network.forward
