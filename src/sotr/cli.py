@@ -22,6 +22,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
 
+from sotr import startup
 from sotr.errors import SOTRError
 from sotr.files import read_settings
 
@@ -107,6 +108,7 @@ def run(arguments: Sequence[str]) -> int:
             raise SOTRError(f"name a command: {', '.join(COMMANDS)}")
         values = settings[chosen.replace(" ", ".")].as_dict()
         values.pop("config", None)
+        startup.wanted = chosen == "predict"
         result = function(**values)
         return 1 if getattr(result, "failures", None) else 0
     except (SOTRError, ArgumentError) as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sotr.errors import SOTRError
+from sotr.startup import import_networks
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ def load(
         if precision != "float32":
             raise SOTRError(f"{name_or_path} has the precision that it was exported with; leave out {precision}")
         return ExportedSegmenter.load_file(Path(name_or_path).expanduser(), str(device))
+    import_networks()
     try:
         from sotr.model.segmenter import load as load_model
     except ModuleNotFoundError as error:

@@ -1,7 +1,6 @@
 """The CNN of Figure 2: a timm backbone's C2..C5 and the feature pyramid P2..P6."""
 
 from collections import OrderedDict
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import timm
@@ -17,7 +16,7 @@ STRIDES = FPN_STRIDES[:4]
 """Of C2..C5."""
 
 TRIAL = (96, 160)
-"""Height and width of the image that shows which maps a model gives."""
+"""Height and width of the image that shows which maps a model gives: no two strides give maps of one size."""
 
 
 class Backbone(nn.Module):
@@ -36,9 +35,32 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, deformable_stages: tuple[int, ...] = ()) -> None:
         super().__init__()
-        maps = _maps_of(name)
-        self.places, self.channels, self.channels_first = maps.places, list(maps.channels), maps.channels_first
-        self.body = timm.create_model(name, features_only=True, pretrained=False, **maps.settings)
+        try:
+            self.body = _create(name)
+            maps = _trial(self.body)
+        except (
+            AssertionError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+            raise SOTRError(
+                f"backbone {name!r} cannot be built with timm's features_only for images of any size: {reason}"
+            ) from None
+        wanted = [(TRIAL[0] // stride, TRIAL[1] // stride) for stride in STRIDES]
+        if missing := [stride for stride, size in zip(STRIDES, wanted, strict=True) if size not in maps.sizes]:
+            raise SOTRError(
+                f"backbone {name!r} has feature maps of {maps.sizes} for an image of {TRIAL}, none at the strides "
+                f"{missing}; choose one with strides 4, 8, 16 and 32"
+            )
+        # A stride may occur twice; the deeper map of that stride is the stage's output.
+        self.places = tuple(max(i for i, size in enumerate(maps.sizes) if size == of_stride) for of_stride in wanted)
+        self.channels, self.channels_first = [maps.channels[place] for place in self.places], maps.channels_first
         make_deformable(self.body, name, deformable_stages)
 
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
@@ -49,55 +71,30 @@ class Backbone(nn.Module):
 
 
 class _Maps(NamedTuple):
-    """Which of a model's maps are C2..C5."""
+    """What a model gives for an image of `TRIAL`'s size."""
 
-    places: tuple[int, ...]
-    channels: tuple[int, ...]
+    sizes: list[tuple[int, int]]
+    channels: list[int]
     channels_first: bool
-    settings: dict[str, Any]
 
 
-@lru_cache(maxsize=64)
-def _maps_of(name: str) -> _Maps:
-    """What a trial on the meta device, which costs no memory, shows of a model: its own list of strides may err."""
-    try:
-        with torch.device("meta"), torch.no_grad():
-            body, settings = _create(name)
-            channels_first = str(getattr(body, "output_fmt", "NCHW")).endswith("NCHW") or body.output_fmt is None
-            found = body.eval()(torch.zeros(2, 3, *TRIAL))
-    except (
-        AssertionError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-        raise SOTRError(
-            f"backbone {name!r} cannot be built with timm's features_only for images of any size: {reason}"
-        ) from None
+def _trial(body: Any) -> _Maps:
+    """Run a model once, for its own list of strides may err."""
+    channels_first = str(getattr(body, "output_fmt", "NCHW")).endswith("NCHW") or body.output_fmt is None
+    training, device = body.training, next(body.parameters()).device
+    with torch.no_grad():
+        found = body.eval()(torch.zeros(1, 3, *TRIAL, device=device))
+    body.train(training)
     sizes = [tuple(each.shape[2:] if channels_first else each.shape[1:3]) for each in found]
-    wanted = [(TRIAL[0] // stride, TRIAL[1] // stride) for stride in STRIDES]
-    if missing := [stride for stride, size in zip(STRIDES, wanted, strict=True) if size not in sizes]:
-        raise SOTRError(
-            f"backbone {name!r} has feature maps of {sizes} for an image of {TRIAL}, none at the strides {missing}; "
-            "choose one with strides 4, 8, 16 and 32"
-        )
-    # A stride may occur twice; the deeper map of that stride is the stage's output.
-    places = tuple(max(i for i, size in enumerate(sizes) if size == of_stride) for of_stride in wanted)
-    return _Maps(places, tuple(found[i].shape[1 if channels_first else -1] for i in places), channels_first, settings)
+    return _Maps(sizes, [each.shape[1 if channels_first else -1] for each in found], channels_first)
 
 
-def _create(name: str) -> tuple[Any, dict[str, Any]]:
-    """The model, and the settings that it needs to take images of any size."""
+def _create(name: str) -> Any:
+    """The model, with random weights, that takes images of any size."""
     try:
-        settings: dict[str, Any] = {"strict_img_size": False}
-        return timm.create_model(name, features_only=True, pretrained=False, **settings), settings
+        return timm.create_model(name, features_only=True, pretrained=False, strict_img_size=False)
     except TypeError:  # most models take any size and know no such setting
-        return timm.create_model(name, features_only=True, pretrained=False), {}
+        return timm.create_model(name, features_only=True, pretrained=False)
 
 
 class FPN(nn.Module):
