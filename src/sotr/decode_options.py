@@ -37,12 +37,15 @@ class DecodeOptions:
     upsample: Literal["logits", "probabilities"] = "logits"
     """What is resized to the picture before it is thresholded."""
     score_threshold: float = 0.05
-    """Final score, in 0..1, below which an object is dropped."""
+    """Final score, in 0..1, below which an object is dropped, and not even measured."""
+    operating_score: float = 0.3
+    """Final score, in 0..1, from which objects are given to those who name no other. Training chooses the one with the
+    best F1 on the validation images."""
     max_objects: int = 100
     """Objects, best first, that are returned."""
 
     def __post_init__(self) -> None:
-        for name in ("cell_threshold", "score_threshold"):
+        for name in ("cell_threshold", "score_threshold", "operating_score"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SOTRError(f"{name} is {getattr(self, name)}; it must lie in 0..1")
         if not 0 < self.mask_threshold < 1:
