@@ -20,7 +20,9 @@ from sotr.acceleration.accelerate import Steps, accelerate, plain_steps
 from sotr.acceleration.plain import undisturbed
 from sotr.building import build_network
 from sotr.config import PRESETS
+from sotr.data.choice import Choice
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.scaling import IntensityRange
 from sotr.data.transforms import pad_batch
 from sotr.decoding import DecodeOptions, Found, find, finish
 from sotr.errors import SOTRError, first_line
@@ -165,9 +167,15 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         """See `Predictor`."""
         return self.config.image_size, self.config.max_image_size
 
-    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+    @property
+    def intensity(self) -> IntensityRange | None:
         """See `Predictor`."""
-        image = load_image(picture, max_pixels=max_pixels)
+        return IntensityRange.of(self.config.intensity_percentiles)
+
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:
+        """See `Predictor`."""
+        choice = Choice(intensity=None if as_is else self.intensity)
+        image = load_image(picture, max_pixels=max_pixels, choice=choice)
         with undisturbed(self.device):
             return Prepared(self._steps().preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
 
