@@ -26,6 +26,7 @@ from sotr.data.copy_paste import Scene, paste
 from sotr.data.images import load_image
 from sotr.data.sampling import EpochSampler, repeat_factors, shape_groups
 from sotr.data.scaling import IntensityRange
+from sotr.data.traits import Domain, Traits
 from sotr.data.transforms import Augmentation, Objects, augment, pad_batch, preprocess
 from sotr.errors import SOTRError
 from sotr.learning import Assignment, Targets, assign
@@ -125,6 +126,17 @@ def load_picture(coco: CocoDataset, index: int, percentiles: Sequence[float] = (
             f"{width} x {height}; correct the width and height there, and the masks"
         )
     return image
+
+
+def domain_of(coco: CocoDataset, config: SOTRConfig, most: int = 500) -> Domain | None:
+    """How images of a data set look to the network, by at most so many, evenly spread; None if none can be read."""
+    found = []
+    for index in np.unique(np.linspace(0, len(coco) - 1, min(most, len(coco))).astype(int)).tolist():
+        try:
+            found.append(Traits.of(load_picture(coco, index, config.intensity_percentiles)))
+        except SOTRError:  # training has told of it
+            continue
+    return Domain.of(found) if found else None
 
 
 class TrainDataset(Dataset[Sample]):

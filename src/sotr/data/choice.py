@@ -36,7 +36,8 @@ class Choice:
             if isinstance(value, int) and value < 1:
                 raise SOTRError(f"{name} is {value}; they are numbered from 1")
             if isinstance(value, str) and (not value if words is None else value not in words):
-                raise SOTRError(f"{name} is {value!r}; give a number from 1{', all or max' if words else ', or a name'}")
+                others = "all or max" if words else "or a name"
+                raise SOTRError(f"{name} is {value!r}; give a number from 1, {others}")
 
     @classmethod
     def of(cls, channel: int | str | None, plane: int | str | None, intensity_range: str | None) -> "Choice":

@@ -17,8 +17,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from sotr.data.decoding_worker import IMAGE, JOB, NO_MEMORY, RESULT, TOO_LARGE
 from sotr.data.choice import WHOLE, Choice
+from sotr.data.decoding_worker import IMAGE, JOB, NO_MEMORY, RESULT, TOO_LARGE
 from sotr.data.images import MAX_PIXELS, PictureTooLargeError, load_image
 from sotr.errors import SOTRError
 

@@ -12,7 +12,8 @@ from sotr.data.images import PictureTooLargeError, load_image
 from sotr.errors import SOTRError
 
 JOB = struct.Struct("<?QQQdd")
-"""Before a job: whether it is a path, its bytes, those of the choice, the most pixels, seconds, and seconds of processor time (0: any)."""
+"""Before a job: whether it is a path, its bytes, those of the choice, the most pixels, seconds, and seconds of
+processor time (0: any)."""
 
 RESULT = struct.Struct("<BQQ")
 """Before a result: its kind; of an image height and width, else the bytes of a message."""

@@ -59,9 +59,7 @@ class PictureTooLargeError(SOTRError):
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
 
-def load_image(
-    source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Choice = WHOLE
-) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Choice = WHOLE) -> NDArray[np.uint8]:
     """Load an image as RGB, upright.
 
     What becomes of the less usual kinds:
@@ -227,7 +225,9 @@ def open_tiled(source: ImageSource, choice: Choice = WHOLE) -> Iterator[TiffImag
         return
     with ExitStack() as stack:
         try:
-            tiff = stack.enter_context(open_tiff(source, "<bytes>" if isinstance(source, bytes) else str(source), choice))
+            tiff = stack.enter_context(
+                open_tiff(source, "<bytes>" if isinstance(source, bytes) else str(source), choice)
+            )
         except (SOTRError, OSError):
             tiff = None
         yield tiff if tiff is not None and tiff.is_tiled else None
@@ -282,7 +282,11 @@ def _folders(path: Path) -> list[str]:
 
 def is_image(path: Path, also: Collection[str] = ()) -> bool:
     """Whether a file's name is that of an image, or has one of the other endings, and is not hidden."""
-    return (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() in also) and not path.name.startswith(".") and is_file(path)
+    return (
+        (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() in also)
+        and not path.name.startswith(".")
+        and is_file(path)
+    )
 
 
 def is_file(path: Path) -> bool:
@@ -324,9 +328,7 @@ def _decode(image: Image.Image, name: str, choice: Choice, source: str | Path | 
     return _scaled(values, choice, name, declared)
 
 
-def _values(
-    image: Image.Image, source: str | Path | bytes | None, name: str = ""
-) -> tuple[NDArray[Any], int | None]:
+def _values(image: Image.Image, source: str | Path | bytes | None, name: str = "") -> tuple[NDArray[Any], int | None]:
     """Upright grey or RGB values, of 8 bits where they need no more, and the largest that the file allows."""
     name = name or str(source)
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs

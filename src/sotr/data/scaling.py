@@ -108,9 +108,8 @@ def stretched(values: NDArray[Any], limits: Limits) -> NDArray[np.uint8]:
     """Values scaled linearly from the limits to 0..255 and cut there; what is not finite becomes 0."""
     low, high = limits
     # Halves, because the difference of two finite numbers may be infinite.
-    share = (values.astype(np.float32 if values.dtype in (np.uint8, np.uint16) else np.float64) / 2 - low / 2) * (
-        255 / (high / 2 - low / 2)
-    )
+    numbers: NDArray[Any] = values.astype(np.float32 if values.dtype in (np.uint8, np.uint16) else np.float64)
+    share = (numbers / 2 - low / 2) * (255 / (high / 2 - low / 2))
     return np.rint(np.clip(np.nan_to_num(share, nan=0.0, posinf=0.0, neginf=0.0), 0, 255)).astype(np.uint8)
 
 

@@ -90,7 +90,9 @@ class Stack:
         """The axes, such as "3 x 5 planes (T x Z), 2 channels (1 DAPI, 2 GFP)"."""
         parts = []
         if self.planes > 1:
-            lengths, letters = (" x ".join(str(each) for each in column) for column in zip(*self.plane_axes, strict=True))
+            lengths, letters = (
+                " x ".join(str(each) for each in column) for column in zip(*self.plane_axes, strict=True)
+            )
             parts.append(f"{lengths} planes ({letters})")
         if self.channels > 1:
             names = ", ".join(f"{number} {name}" for number, name in enumerate(self.names, 1))
@@ -134,9 +136,9 @@ class Stack:
                     "--plane max for the brightest values"
                 )
             return planes, sample
-        if int(choice.plane) > len(planes):  # type: ignore[arg-type]  # no word is left
+        if int(choice.plane) > len(planes):  # no word is left
             raise SOTRError(f"{name}: has {self}, and no plane {choice.plane}")
-        return [planes[int(choice.plane) - 1]], sample  # type: ignore[arg-type]
+        return [planes[int(choice.plane) - 1]], sample
 
     def _channel(self, choice: Choice, name: str) -> int | None:
         """The chosen channel, from 0; None where the image is in color and is meant as that."""

@@ -347,7 +347,6 @@ class TiffImage:
         grey = self._scaled(values)
         return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
 
-
     def _scaled(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Grey or RGB values in 0..255."""
         white_is_zero = self._photometric == _WHITE_IS_ZERO and self._sample is None
@@ -361,6 +360,7 @@ class TiffImage:
         if white_is_zero:
             return invert(values, limits, declared)
         return scale_to_8_bit(values, limits, declared)
+
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sotr.data.traits import Domain
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 
@@ -49,6 +50,8 @@ class ExportDescription:
     """What the decoding inside the file was made with; what is left to do outside needs some of it, too."""
     intensity_percentiles: tuple[float, ...] = ()
     """Two percentiles of a picture's values that become black and white before it is resized, or none."""
+    domain: Domain | None = None
+    """How the model's training images look."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -81,7 +84,10 @@ class ExportDescription:
                 std=tuple(_checked(number, float) for number in values["std"]),
                 decode_options=DecodeOptions.from_dict(values["decoding"]),
                 # Files of before have no such entry.
-                intensity_percentiles=tuple(_checked(value, float) for value in values.get("intensity_percentiles", ())),
+                intensity_percentiles=tuple(
+                    _checked(value, float) for value in values.get("intensity_percentiles", ())
+                ),
+                domain=Domain.from_dict(values["domain"]) if values.get("domain") else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SOTRError(f"has a damaged description ({type(error).__name__}: {error}); export it again") from None

@@ -49,6 +49,7 @@ class ExportedSegmenter(Predictor[Prepared]):
         self.category_ids = description.category_ids
         self.decode_options = description.decode_options
         self.name = description.name
+        self.domain = description.domain
         self.device = device
 
     def __repr__(self) -> str:

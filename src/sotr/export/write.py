@@ -87,6 +87,7 @@ def export(
         std=STD,
         decode_options=limited,
         intensity_percentiles=segmenter.config.intensity_percentiles,
+        domain=segmenter.domain,
     )
 
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from sotr.data.choice import Choice
 from sotr.data.images import MAX_PIXELS, ImageSource
 from sotr.data.scaling import IntensityRange
+from sotr.data.traits import Domain
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.results.instances import Instances
@@ -32,6 +33,7 @@ class Predictor(ABC, Generic[Prepared]):
         decode_options: thresholds and limits that `predict` uses.
         name: what to call the model in reports.
         device: where the network runs, such as "cpu"; its text is what people read.
+        domain: how its training images look, or None where nobody knows.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +41,7 @@ class Predictor(ABC, Generic[Prepared]):
     decode_options: DecodeOptions
     name: str
     device: Any
+    domain: Domain | None
 
     @property
     @abstractmethod

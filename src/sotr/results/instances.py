@@ -145,10 +145,9 @@ class Instances:
 
         Args:
             labels_HW: whole numbers, H x W.
-            labels: I class positions, by rising number of the objects; by default all have the first class.
+            labels, scores: of the I objects, by rising number; by default the first class, and 1.
             class_names: M names.
             category_ids: M original ids.
-            scores: I numbers in 0..1, by rising number of the objects; by default 1.
 
         Raises:
             SOTRError: the array is no label image, or lengths differ.
@@ -312,19 +311,19 @@ class Instances:
         return rows
 
     def label_image(self) -> "NDArray[np.uint16] | NDArray[np.uint32]":
-        """Numbers of pixels, H x W: object i is i + 1, the background 0; where objects overlap, the best is on top.
-        uint16, or uint32 for more than 65,535 objects."""
+        """Numbers of pixels, H x W: object i is i + 1, the background 0; the best is on top. uint16, or uint32 for
+        more than 65,535 objects."""
         from sotr.results.labels import label_image
 
         return label_image(self)
 
     def without_overlap(self) -> "Instances":
-        """The same objects, each without the pixels of better ones; those of which nothing is left are left out."""
+        """The objects without the pixels of better ones; those of which nothing is left are left out."""
         from sotr.results.labels import rle_without
 
         left = {i: rle for i in range(len(self)) if (rle := rle_without(self, i)) is not None}
-        kept, rles = self[list(left)], list(left.values())
-        return replace(kept, rles=tuple(rles), boxes_I4=_boxes(rles))
+        rles = list(left.values())
+        return replace(self[list(left)], rles=tuple(rles), boxes_I4=_boxes(rles))
 
     def measure(
         self, image: NDArray[Any] | None = None, pixel_size_um: tuple[float, float] | None = None
@@ -333,11 +332,11 @@ class Instances:
 
         Args:
             image: values, H x W or H x W x channels, of any type; None measures shapes only.
-            pixel_size_um: width and height of a pixel in micrometers; None leaves the columns in micrometers empty.
+            pixel_size_um: width and height of a pixel; None leaves the columns in micrometers empty.
 
         Returns:
             Dicts with the keys `ROW_COLUMNS`, `sotr.results.measure.SHAPE_COLUMNS` and, for each channel, `c1_mean`,
-            `c1_min`, `c1_max` and `c1_sum`. Units are in the names.
+            `c1_min`, `c1_max`, `c1_sum`.
 
         Raises:
             SOTRError: the image has another size than the masks.
@@ -398,4 +397,3 @@ def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
     boxes_I4 = np.asarray(coco_mask.toBbox(list(rles)), np.float32).reshape(-1, 4)  # an empty list gives (0, 4)
     boxes_I4[:, 2:] += boxes_I4[:, :2]
     return boxes_I4
-

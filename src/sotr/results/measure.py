@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SHAPE_COLUMNS = (
     "label", "equivalent_diameter_px", "perimeter_px", "major_axis_px", "minor_axis_px",
     "eccentricity", "solidity", "orientation_deg",
-    "area_um2", "equivalent_diameter_um", "perimeter_um", "major_axis_um", "minor_axis_um", "x_center_um", "y_center_um",
+    "area_um2", "equivalent_diameter_um", "perimeter_um", "major_axis_um", "minor_axis_um",
+    "x_center_um", "y_center_um",
 )  # fmt: skip
 """The columns of shapes. `label` is the object's number in a label image."""
 
@@ -36,9 +37,7 @@ _LENGTHS[[21, 33]] = math.sqrt(2)
 _LENGTHS[[13, 23]] = (1 + math.sqrt(2)) / 2
 
 
-def measure(
-    instances: "Instances", image: NDArray[Any] | None, pixel_size_um: tuple[float, float] | None
-) -> list[Row]:
+def measure(instances: "Instances", image: NDArray[Any] | None, pixel_size_um: tuple[float, float] | None) -> list[Row]:
     """See `Instances.measure`."""
     if image is not None and image.shape[:2] != instances.image_size:
         raise SOTRError(f"an image of {image.shape[:2]} does not fit masks of {instances.image_size} (height, width)")
