@@ -68,10 +68,10 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Cho
     - Of a TIFF file with several channels or planes `choice` says which is meant.
     - Grey, palette, bilevel, CMYK and YCbCr become RGB. Transparency is dropped, not composited: the colors are those
       stored under the alpha channel. Premultiplied colors are divided by alpha.
-    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from 0..255, 0..4095 or
-      0..65535, whichever is the smallest that holds the largest value of the image, because 12-bit cameras store
-      their values unscaled in 16-bit files. Files that declare another range (10 or 14 bits) are scaled from that.
-      Grey TIFF files of which 0 is white are inverted before that.
+    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from the smallest of 0..255,
+      0..511, 0..1023 and so on to 0..65535 that holds the largest value of the image, because cameras store fewer
+      bits unscaled in 16-bit files. Files that declare 10 or 14 bits are scaled from that range. Grey TIFF files of
+      which 0 is white are inverted before that.
     - Whole numbers beyond 0..65535 and floating point are scaled from the least to the largest finite value.
       Non-finite pixels become 0, and so does a flat image.
     - `choice.intensity` takes the place of these rules, for 8 bits too.

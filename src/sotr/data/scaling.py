@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sotr.errors import SOTRError
 
-DEPTHS = (8, 12, 16)
-"""Bits of cameras' values. 12-bit cameras store theirs unscaled in 16-bit files."""
+DEPTHS = range(8, 17)
+"""Bits that whole numbers may have. Cameras of 10, 12 or 14 bits store their values unscaled in 16-bit files."""
 
 Limits = tuple[float, float]
 
@@ -125,14 +125,14 @@ def scale_to_8_bit(
 ) -> NDArray[np.uint8]:
     """Scale values linearly to 0..255.
 
-    Whole numbers within 0..65535 are scaled from the smallest of 0..255, 0..4095 and 0..65535 that holds them all.
-    Others, and floating point, are scaled from their least..largest finite value; what is not finite becomes 0, and so
-    does a flat image.
+    Whole numbers within 0..65535 are scaled from the smallest of 0..255, 0..511, 0..1023 and so on to 0..65535 that
+    holds them all, so that the brightest is never darker than half. Others, and floating point, are scaled from their
+    least..largest finite value; what is not finite becomes 0, and so does a flat image.
 
     Args:
         limits: the least and the largest value of the image of which these are a part.
-        declared: the largest value that the file allows. If it is none of the three, whole numbers within it are scaled
-            from 0 to it.
+        declared: the largest value that the file allows. If that tells more than 8 or 16 bits would, whole numbers are
+            scaled from 0 to it.
     """
     limits = limits_of(values) if limits is None else limits
     if limits is None:
@@ -167,6 +167,6 @@ def _most(values: NDArray[Any], limits: Limits, declared: int | None) -> int | N
     if values.dtype.kind not in "ui" or limits[0] < 0:
         return None
     ends = [2**bits - 1 for bits in DEPTHS]
-    if declared is not None and ends[0] < declared < ends[-1] and declared not in ends and limits[1] <= declared:
+    if declared is not None and ends[0] < declared < ends[-1] and limits[1] <= declared:
         return declared
     return next((end for end in ends if limits[1] <= end), None)

@@ -90,7 +90,7 @@ class Stack:
         """The axes, such as "3 x 5 planes (T x Z), 2 channels (1 DAPI, 2 GFP)"."""
         parts = []
         if self.planes > 1:
-            lengths, letters = (
+            letters, lengths = (
                 " x ".join(str(each) for each in column) for column in zip(*self.plane_axes, strict=True)
             )
             parts.append(f"{lengths} planes ({letters})")
@@ -150,7 +150,7 @@ class Stack:
         if isinstance(wanted, str):
             same = [number for number, own in enumerate(self.names) if own.casefold() == wanted.casefold()]
             if not same:
-                raise SOTRError(f"{name}: has {self}, and none that is called {wanted!r}")
+                raise SOTRError(f"{name}: has {self}, and none that is called {wanted!r}; give its number")
             return same[0]
         if wanted > count:
             raise SOTRError(f"{name}: has {self}, and no channel {wanted}")
