@@ -112,7 +112,7 @@ def _in_micrometers(row: Row, pixel_size_um: tuple[float, float] | None) -> Row:
 def _intensities(values: NDArray[Any]) -> Row:
     """Of pixels, or pixels x channels."""
     row: Row = {}
-    for number, channel in enumerate(values.reshape(len(values), -1).T, 1):
+    for number, channel in enumerate(np.atleast_2d(values.T), 1):
         exact = channel.dtype.kind in "bui"
         if not len(channel):
             found: tuple[int | float | None, ...] = (None,) * 4
