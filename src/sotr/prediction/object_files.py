@@ -143,14 +143,21 @@ class Table:
 
     def __init__(self, rows: IO[str]) -> None:
         self._rows, self._channels = rows, 0
+        self.unmeasured = 0
+        """Images whose values could not be read, or are too many to be read at once."""
         self._writer = csv.writer(rows, lineterminator="\n")
 
     def add(self, file_name: str, instances: Instances, picked: Picked) -> None:
         """Measure the objects of an image, in its own values where it is not too large to be read at once."""
         values = None
-        if len(instances) and instances.image_size[0] * instances.image_size[1] <= MAX_PIXELS:
-            values = load_values(picked.path, choice=picked.choice)
-            self._channels = max(self._channels, values.shape[2])
+        if len(instances):
+            stack = image_stack(picked.path)
+            most = MAX_PIXELS // (1 if stack is None else stack.channels)
+            try:
+                values = load_values(picked.path, max_pixels=most, choice=picked.choice)
+                self._channels = max(self._channels, values.shape[2])
+            except SOTRError:
+                self.unmeasured += 1
         rows = instances.measure(values, pixel_size_um(picked.path))
         self._writer.writerows([file_name, *row.values()] for row in rows)
 

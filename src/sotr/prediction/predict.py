@@ -55,7 +55,7 @@ from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
 from sotr.tiling import OVERLAP
 
-TOO_LARGE = {"masks": "masks", "labels": "label images", "csv": "intensities", "crops": "crops"}
+TOO_LARGE = {"masks": "masks", "labels": "label images", "crops": "crops"}
 """What is not written of very large images, and what messages call it."""
 
 FOLDERS = ("masks", "labelme", "labels", "rois", "geojson", "crops")
@@ -346,6 +346,8 @@ def _predict_pictures(
         console.print(f"no overlay of {counted(undrawn, 'picture')} {limit}")
     if large and (lacking := [word for name, word in TOO_LARGE.items() if getattr(wanted, name)]):
         console.print(f"no {', '.join(lacking)} of {counted(large, 'picture')} {limit}")
+    if table is not None and table.unmeasured:
+        console.print(f"no intensities of {counted(table.unmeasured, 'picture')}, too large to be read at once")
     for line in remarks.lines():
         console.print(escape(line))
     print_failures(failures)
