@@ -99,7 +99,9 @@ def test_every_plane_and_channel_can_be_had(tmp_path: Path, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_nothing_is_taken_without_a_word(tmp_path: Path, kind: Kind) -> None:
     write(tmp_path / "a.tif", kind)
-    with pytest.raises(SOTRError, match=r"a\.tif: has .*; say which (plane|channel) .*--(plane|channel) NUMBER"):
+    with pytest.raises(
+        SOTRError, match=r"a\.tif: has .*; say which (plane|channel) is meant .*--(plane|channel) NUMBER"
+    ):
         load_image(tmp_path / "a.tif")
     with pytest.raises(SOTRError, match=r"a\.tif: has .*say which"), open_picture(tmp_path / "a.tif"):
         pass

@@ -172,7 +172,9 @@ def test_a_page_of_another_size_is_no_plane(tmp_path: Path) -> None:
 def test_channels_without_a_meaning_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(5), photometric="minisblack", planarconfig="contig")
     for source in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes()):
-        with pytest.raises(SOTRError, match=r"has 5 channels; say which channel shows the objects: --channel NUMBER"):
+        with pytest.raises(
+            SOTRError, match=r"has 5 channels; say which channel is meant \(sotr predict --channel NUMBER\)"
+        ):
             load_image(source)
 
 

@@ -95,8 +95,8 @@ def test_without_a_choice_stacks_are_listed_and_so_are_microscopes_files(
     (stack.parent / "raw.CZI").write_bytes(b"ZISRAWFILE" + bytes(50))
     summary = predict([stack.parent], Blobs(), tmp_path / "out", quiet=True)
     assert {Path(path).name: reason for path, reason in summary.failures} == {
-        "cells.ome.tif": "has 3 planes (Z), 2 channels (1 GFP, 2 DAPI); say which channel shows the objects: "
-        "--channel NUMBER (from 1)",
+        "cells.ome.tif": "has 3 planes (Z), 2 channels (1 GFP, 2 DAPI); say which channel is meant "
+        "(sotr predict --channel NUMBER), or save it alone",
         "raw.CZI": "is in a microscope's own format; export it as OME-TIFF",
     }
     assert (

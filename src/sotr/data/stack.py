@@ -132,8 +132,8 @@ class Stack:
         if choice.plane in (None, ALL, MAX):
             if len(planes) > 1:
                 raise SOTRError(
-                    f"{name}: has {self}; say which plane is meant: --plane NUMBER (from 1), --plane all, or "
-                    "--plane max for the brightest values"
+                    f"{name}: has {self}; say which plane is meant (sotr predict --plane NUMBER, all or max), or save "
+                    "it alone"
                 )
             return planes, sample
         if int(choice.plane) > len(planes):  # no word is left
@@ -145,7 +145,9 @@ class Stack:
         wanted, count = choice.channel, 3 if self.color and self.channels == 1 else self.channels
         if wanted is None:
             if self.channels > 1:
-                raise SOTRError(f"{name}: has {self}; say which channel shows the objects: --channel NUMBER (from 1)")
+                raise SOTRError(
+                    f"{name}: has {self}; say which channel is meant (sotr predict --channel NUMBER), or save it alone"
+                )
             return None
         if isinstance(wanted, str):
             same = [number for number, own in enumerate(self.names) if own.casefold() == wanted.casefold()]
