@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV); the first time this takes some minutes."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1" # the first that knows groups
-	@$(BIN)/python -m pip install --quiet -e ".[train,export,openvino,serve,demo]" --group dev
+	@$(BIN)/python -m pip install --quiet -e ".[train,export,openvino,serve,microscopy,demo]" --group dev
 	@# Without what it depends on: OpenCV's build with windows needs libraries that servers lack.
 	@$(BIN)/python -m pip install --quiet --no-deps "trackers>=2.6"
 	@touch $@

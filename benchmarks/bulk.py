@@ -23,6 +23,7 @@ class Instant:
     """Finds the same 30 discs in every picture."""
 
     name, class_names, category_ids = "instant", ("disc",), (1,)
+    intensity = domain = None
 
     def __init__(self, side: int) -> None:
         y, x = np.mgrid[:side, :side]

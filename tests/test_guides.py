@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from mahotas import demos
 from PIL import Image
 
@@ -60,6 +61,13 @@ def furnish(folder: Path, trained: Path, lines: list[str]) -> None:
     for name in (*names, "photos/a.png", "more/b.jpg", "pictures/c.png", "new_pictures/d.png", "calibration/e.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         cells.save(folder / name)
+    grey = np.asarray(cells.convert("L"))
+    (folder / "plate").mkdir()
+    metadata = {"axes": "ZCYX", "Channel": {"Name": ["DAPI", "GFP"]}}
+    for name in ("stack.ome.tif", "plate/a.ome.tif", "plate/b.ome.tif"):
+        stack = np.stack([[grey, 255 - grey]] * 2)
+        tifffile.imwrite(folder / name, stack, ome=True, photometric="minisblack", metadata=metadata)
+    tifffile.imwrite(folder / "cells.tif", grey.astype(np.uint16) * 16)
     (folder / "list.txt").write_text("cells.png\n")
     (folder / "pictures.txt").write_text("cells.png\npictures/c.png\n")
     clip = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, cells.size)

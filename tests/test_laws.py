@@ -15,7 +15,7 @@ LAZY = {
     "sotr.info": "an architecture alone needs no model",
     "sotr.acceleration.accelerate": "CUDA's ways are imported where CUDA is",
     "sotr.export.write": "calibration imports ONNX Runtime's quantization, which takes seconds",
-    "sotr.results.instances": "drawing imports OpenCV and supervision, which results alone do not need",
+    "sotr.results.instances": "drawing and measuring import OpenCV, which results alone do not need",
 }
 """Files with imports of the package inside functions, and why they are not at the top."""
 

@@ -95,6 +95,9 @@ class SOTRConfig:
     """Shortest edge, in pixels, to which pictures are resized."""
     max_image_size: int = 1333
     """Cap of the longest edge, in pixels, after that resize."""
+    intensity_percentiles: tuple[float, ...] = ()
+    """Two percentiles of a picture's values that become black and white before anything else, such as 1 and 99.8 for
+    microscopy; none leaves the values as `sotr.data.load_image` gives them."""
 
     def __post_init__(self) -> None:
         for name, most in _LIMITS.items():
@@ -161,6 +164,8 @@ class SOTRConfig:
             raise SOTRError(f"mask_feature_stride is {self.mask_feature_stride}; choose {MASK_STRIDE} or 1")
         if self.kernel_size not in (1, 3):
             raise SOTRError(f"kernel_size is {self.kernel_size}; choose 1 or 3")
+        if (ends := self.intensity_percentiles) and not (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100):
+            raise SOTRError(f"intensity_percentiles is {ends[:8]}; give two in 0..100, the smaller first, or none")
         if self.max_image_size < self.image_size:
             raise SOTRError(
                 f"max_image_size {self.max_image_size} is smaller than image_size {self.image_size}; raise the former"
@@ -193,6 +198,7 @@ class SOTRConfig:
         plain["grids"] = list(self.grids)
         plain["mask_transformer_levels"] = list(self.mask_transformer_levels)
         plain["deformable_stages"] = list(self.deformable_stages)
+        plain["intensity_percentiles"] = list(self.intensity_percentiles)
         plain["scale_ranges"] = [list(pair) for pair in self.scale_ranges]
         return plain
 
@@ -213,6 +219,8 @@ class SOTRConfig:
             try:
                 if name in ("grids", "mask_transformer_levels", "deformable_stages"):
                     checked[name] = tuple(int(number) for number in value)
+                elif name == "intensity_percentiles":
+                    checked[name] = tuple(float(number) for number in value)
                 elif name == "scale_ranges":
                     checked[name] = tuple((float(low), float(high)) for low, high in value)
                 else:

@@ -26,7 +26,7 @@ from sotr.files import cache_folder
 PACKAGES = ("sotr", "torch", "torchvision", "timm", "numpy", "pillow", "faster-coco-eval", "lightning", "openvino")
 """Whose versions decide results or speed."""
 
-USER_EXTRAS = ("train", "export", "onnx", "openvino", "serve", "video", "ray", "demo")
+USER_EXTRAS = ("train", "export", "onnx", "openvino", "serve", "video", "microscopy", "ray", "demo")
 """Extras for users, not for developers."""
 
 

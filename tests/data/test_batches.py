@@ -219,10 +219,10 @@ def test_a_process_that_died_is_named_by_its_picture_however_it_shows(
 ) -> None:
     original = batches.load_picture
 
-    def load(coco: CocoDataset, index: int) -> Any:
+    def load(coco: CocoDataset, index: int, *rest: Any) -> Any:
         if coco.file_names[index] == "train_5.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(coco, index)
+        return original(coco, index, *rest)
 
     monkeypatch.setattr(batches, "load_picture", load)  # the workers inherit it
     loader = train_loader(train, CONFIG, LIVELY, batch_size=2, workers=2, shuffle=False)

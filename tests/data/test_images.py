@@ -160,7 +160,7 @@ def test_deep_color_and_grey_follow_one_rule(tmp_path: Path, kind: str, channels
     if channels == 4:
         values[..., 3] = 65535
     values = values[..., 0] if channels == 1 else values
-    range_end = next(end for end in (255, 4095, 65535) if most <= end)
+    range_end = next(end for end in (255, 1023, 4095, 65535) if most <= end)
     expected = np.rint(values[..., :3] * (255 / range_end)) if channels > 1 else np.rint(values * (255 / range_end))
     content = DEEP[kind](values)
     (tmp_path / "a.bin").write_bytes(content)

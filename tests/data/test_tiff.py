@@ -162,15 +162,19 @@ def test_arrays_are_scaled_as_files_are(tmp_path: Path, values: np.ndarray) -> N
     np.testing.assert_array_equal(load_image(tmp_path / "a.tif"), load_image(values))
 
 
-def test_the_first_page_is_taken(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY, 255 - GREY]), photometric="minisblack")
+def test_a_page_of_another_size_is_no_plane(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY)
+        file.write(GREY[::4, ::4])  # such as a thumbnail
     check(tmp_path / "a.tif", GREY, 0)
 
 
 def test_channels_without_a_meaning_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(5), photometric="minisblack", planarconfig="contig")
     for source in (tmp_path / "a.tif", (tmp_path / "a.tif").read_bytes()):
-        with pytest.raises(SOTRError, match="has 5 channels, and nothing says which are red, green and blue"):
+        with pytest.raises(
+            SOTRError, match=r"has 5 channels; say which channel is meant \(sotr predict --channel NUMBER\)"
+        ):
             load_image(source)
 
 

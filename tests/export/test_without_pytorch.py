@@ -59,7 +59,7 @@ def test_predict_without_pytorch(onnx_path: Path, nuclei: Segmenter, tmp_path: P
     ended = run_without_pytorch("from sotr.cli import main; main()", *words, "--masks")
     assert ended.returncode == 0, ended.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "cells.overlay.png", "masks", "objects.csv", "predictions.json", "results.json",
+        ".sotr-written.jsonl", "cells.overlay.png", "masks", "objects.csv", "predictions.json", "results.json",
     ]  # fmt: skip
     expected = nuclei.predict(picture, score=0.3)
     assert len(expected) > 0

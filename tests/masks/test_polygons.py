@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from pycocotools import mask as reference
 
-from sotr.masks.polygons import EXACT, flat, polygons
+from sotr.masks.polygons import EXACT, flat, polygons, rings
 from tests.scenes import random_masks
 
 MASKS = stn.arrays(np.bool_, st.tuples(st.integers(1, 12), st.integers(1, 12)))
@@ -68,3 +68,31 @@ def test_one_pixel_and_nothing() -> None:
     assert polygons(mask) == []
     mask[1, 2] = True
     assert polygons(mask)[0].tolist() == [[2, 1], [3, 1], [3, 2], [2, 2]]
+
+
+@settings(deadline=None)
+@given(MASKS)
+def test_rings_touch_themselves_nowhere_and_are_the_mask(mask: np.ndarray) -> None:
+    parts = rings(mask)
+    for part in parts:
+        for ring in part:
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)
+        # By odd crossings, an outline with its holes is what is between them.
+    np.testing.assert_array_equal(by_centers([ring for part in parts for ring in part], mask.shape), mask)
+    areas = [sum(shoelace(ring) * (1 if i == 0 else -1) for i, ring in enumerate(part)) for part in parts]
+    assert sum(areas) == mask.sum()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_rings_are_valid_for_geometry_libraries(seed: int) -> None:
+    shapely = pytest.importorskip("shapely")
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 12, 2)) < rng.uniform(0.2, 0.95)
+    whole = shapely.MultiPolygon([(part[0], part[1:]) for part in rings(mask)])
+    assert whole.is_valid
+    assert whole.area == mask.sum()
+
+
+def shoelace(ring: np.ndarray) -> float:
+    x, y = ring.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

@@ -22,6 +22,8 @@ class Blobs:
     class_names = ("red", "green", "blue")
     category_ids = (3, 17, 90)
     edges = (384, 640)
+    intensity = None
+    domain = None
 
     def digest(self) -> str:
         return "00"
@@ -33,6 +35,7 @@ class Blobs:
         score: float | None = None,
         max_objects: int | None = None,
         batch_size: int = 1,
+        as_is: bool = False,
     ) -> list[Instances]:
         return [self._find(load_image(picture), score or 0.0) for picture in pictures]
 

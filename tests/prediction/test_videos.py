@@ -102,7 +102,7 @@ def test_switches_and_pictures_beside_videos(tmp_path: Path) -> None:
     summary = predict([clip, tmp_path / "still.png"], Blobs(), out, overlays=False, quiet=True)
     assert summary.pictures == FRAMES + 1
     assert sorted(path.name for path in out.iterdir()) == [
-        "clip.counts.csv", "clip.frames.jsonl", "predictions.json", "results.json"
+        ".sotr-written.jsonl", "clip.counts.csv", "clip.frames.jsonl", "predictions.json", "results.json"
     ]  # fmt: skip
 
 

@@ -174,10 +174,10 @@ def test_a_loader_process_that_is_killed_is_reported_with_its_file(
 
     original: Callable[..., Any] = batches.load_picture
 
-    def load(coco: Any, index: int) -> Any:
+    def load(coco: Any, index: int, *rest: Any) -> Any:
         if coco.file_names[index] == "train_5.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(coco, index)
+        return original(coco, index, *rest)
 
     monkeypatch.setattr(batches, "load_picture", load)  # the worker inherits it
     with pytest.raises(SOTRError) as caught:

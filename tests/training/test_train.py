@@ -102,6 +102,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
         "model/config.json",
         "model/model.safetensors",
         "model/README.md",
+        "model/traits.json",
     } <= files
     assert [name for name in files if name.endswith(".tmp")] == []
     assert any(name.startswith("logs/tensorboard/events.out.tfevents") for name in files)

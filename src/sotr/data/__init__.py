@@ -14,9 +14,11 @@ if TYPE_CHECKING:
         eval_loader,
         train_loader,
     )
+    from sotr.data.choice import Choice
     from sotr.data.coco import CocoDataset, Record, Splits, find_data, load_coco
     from sotr.data.images import MAX_PIXELS, list_images, load_image
     from sotr.data.sampling import EpochSampler
+    from sotr.data.scaling import IntensityRange
     from sotr.data.sizes import resized_size
     from sotr.data.transforms import MEAN, STD, Augmentation, augment, pad_batch, preprocess
 
@@ -26,10 +28,12 @@ __all__ = [
     "STD",
     "Augmentation",
     "Batch",
+    "Choice",
     "CocoDataset",
     "EpochSampler",
     "EvalBatch",
     "EvalDataset",
+    "IntensityRange",
     "Record",
     "Splits",
     "TrainDataset",
@@ -49,10 +53,12 @@ __all__ = [
 _HOMES = {
     "Augmentation": "sotr.data.transforms",
     "Batch": "sotr.data.batches",
+    "Choice": "sotr.data.choice",
     "CocoDataset": "sotr.data.coco",
     "EpochSampler": "sotr.data.sampling",
     "EvalBatch": "sotr.data.batches",
     "EvalDataset": "sotr.data.batches",
+    "IntensityRange": "sotr.data.scaling",
     "MAX_PIXELS": "sotr.data.images",
     "MEAN": "sotr.data.transforms",
     "Record": "sotr.data.coco",

@@ -20,10 +20,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sotr.config import INPUT_DIVISOR, SOTRConfig
+from sotr.data.choice import Choice
 from sotr.data.coco import CocoDataset
 from sotr.data.copy_paste import Scene, paste
 from sotr.data.images import load_image
 from sotr.data.sampling import EpochSampler, repeat_factors, shape_groups
+from sotr.data.scaling import IntensityRange
+from sotr.data.traits import Domain, Traits
 from sotr.data.transforms import Augmentation, Objects, augment, pad_batch, preprocess
 from sotr.errors import SOTRError
 from sotr.learning import Assignment, Targets, assign
@@ -108,14 +111,14 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
-    """Image `index` as H x W x 3 uint8.
+def load_picture(coco: CocoDataset, index: int, percentiles: Sequence[float] = ()) -> NDArray[np.uint8]:
+    """Image `index` as H x W x 3 uint8, with these percentiles of its values as black and white, if there are any.
 
     Raises:
         SOTRError: if it cannot be read, or has another size than the annotation file says.
     """
     path = coco.path(index)
-    image = load_image(path)
+    image = load_image(path, choice=Choice(intensity=IntensityRange.of(percentiles)))
     height, width = map(int, coco.sizes_N2[index])
     if image.shape[:2] != (height, width):
         raise SOTRError(
@@ -123,6 +126,17 @@ def load_picture(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
             f"{width} x {height}; correct the width and height there, and the masks"
         )
     return image
+
+
+def domain_of(coco: CocoDataset, config: SOTRConfig, most: int = 500) -> Domain | None:
+    """How images of a data set look to the network, by at most so many, evenly spread; None if none can be read."""
+    found = []
+    for index in np.unique(np.linspace(0, len(coco) - 1, min(most, len(coco))).astype(int)).tolist():
+        try:
+            found.append(Traits.of(load_picture(coco, index, config.intensity_percentiles)))
+        except SOTRError:  # training has told of it
+            continue
+    return Domain.of(found) if found else None
 
 
 class TrainDataset(Dataset[Sample]):
@@ -178,7 +192,7 @@ class TrainDataset(Dataset[Sample]):
         worker = get_worker_info()
         if worker is not None and self.in_hand is not None:
             self.in_hand[worker.id] = torch.tensor([os.getpid(), index])
-        image = _or_worker_error(self.coco, index)
+        image = _or_worker_error(self.coco, index, self.config)
         own = np.arange(self.coco.offsets[index], self.coco.offsets[index + 1])
         own = own[~self.coco.iscrowd[own]]
         return Scene(image, Objects(self.coco.labels[own], self.coco.boxes[own], self.coco.strings(own)))
@@ -194,7 +208,7 @@ class EvalDataset(Dataset[EvalSample]):
         return len(self.coco)
 
     def __getitem__(self, index: int) -> EvalSample:
-        image = _or_worker_error(self.coco, index)
+        image = _or_worker_error(self.coco, index, self.config)
         return EvalSample(
             image_3hw=preprocess(image, self.config.image_size, self.config.max_image_size),
             image_id=int(self.coco.image_ids[index]),
@@ -203,9 +217,9 @@ class EvalDataset(Dataset[EvalSample]):
         )
 
 
-def _or_worker_error(coco: CocoDataset, index: int) -> NDArray[np.uint8]:
+def _or_worker_error(coco: CocoDataset, index: int, config: SOTRConfig) -> NDArray[np.uint8]:
     try:
-        return load_picture(coco, index)
+        return load_picture(coco, index, config.intensity_percentiles)
     except SOTRError as error:
         if get_worker_info() is None:
             raise

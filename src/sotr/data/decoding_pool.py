@@ -17,6 +17,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from sotr.data.choice import WHOLE, Choice
 from sotr.data.decoding_worker import IMAGE, JOB, NO_MEMORY, RESULT, TOO_LARGE
 from sotr.data.images import MAX_PIXELS, PictureTooLargeError, load_image
 from sotr.errors import SOTRError
@@ -102,6 +103,7 @@ class DecodingPool:
         source: str | Path | bytes,
         *,
         max_pixels: int = MAX_PIXELS,
+        choice: Choice = WHOLE,
         seconds: float = _LONGEST,
         processor_seconds: float = 0.0,
         job: Job | None = None,
@@ -111,6 +113,7 @@ class DecodingPool:
         Args:
             source: a file or its bytes.
             max_pixels: the largest width times height that is accepted.
+            choice: which image of the file is meant, and how it becomes 8 bits.
             seconds: how long it may take, waiting for a process included.
             processor_seconds: how much processor time it may take, where the system can tell; 0: any.
             job: lets another thread give it up.
@@ -123,7 +126,7 @@ class DecodingPool:
         """
         name = "<bytes>" if isinstance(source, bytes) else str(source)
         if not sys.executable or getattr(sys, "frozen", False):  # there is no command that would start Python
-            return load_image(source, max_pixels=max_pixels)
+            return load_image(source, max_pixels=max_pixels, choice=choice)
         job, deadline = job or Job(), time.monotonic() + min(seconds, _LONGEST)
         try:
             place = self._places.get(timeout=max(0.0, min(seconds, _LONGEST)))
@@ -136,7 +139,7 @@ class DecodingPool:
             timer.daemon = True
             timer.start()
             try:
-                kind, answer = self._ask(place, job, source, (max_pixels, remaining + 5.0, processor_seconds))
+                kind, answer = self._ask(place, job, source, choice, (max_pixels, remaining + 5.0, processor_seconds))
             finally:
                 timer.cancel()
                 del self._busy[place]
@@ -185,7 +188,7 @@ class DecodingPool:
         return process
 
     def _ask(
-        self, place: int, job: Job, source: str | Path | bytes, limits: tuple[int, float, float]
+        self, place: int, job: Job, source: str | Path | bytes, choice: Choice, limits: tuple[int, float, float]
     ) -> tuple[int, NDArray[np.uint8] | str]:
         """The kind of answer, and the image or a message.
 
@@ -199,7 +202,9 @@ class DecodingPool:
             raise DecodingTimeoutError("the image was given up before it was decoded")
         whole = False
         try:
-            process.stdin.write(JOB.pack(not isinstance(source, bytes), len(content), *limits))
+            text = choice.to_json().encode()
+            process.stdin.write(JOB.pack(not isinstance(source, bytes), len(content), len(text), *limits))
+            process.stdin.write(text)
             process.stdin.write(content)
             process.stdin.flush()
             kind, size, width = RESULT.unpack(_read(process, bytearray(RESULT.size)))

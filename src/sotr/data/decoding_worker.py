@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from sotr.data.choice import Choice
 from sotr.data.images import PictureTooLargeError, load_image
 from sotr.errors import SOTRError
 
-JOB = struct.Struct("<?QQdd")
-"""Before a job: whether it is a path, its bytes, the most pixels, seconds, and seconds of processor time (0: any)."""
+JOB = struct.Struct("<?QQQdd")
+"""Before a job: whether it is a path, its bytes, those of the choice, the most pixels, seconds, and seconds of
+processor time (0: any)."""
 
 RESULT = struct.Struct("<BQQ")
 """Before a result: its kind; of an image height and width, else the bytes of a message."""
@@ -27,11 +29,11 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when it is over
         signal.signal(number, signal.SIG_IGN)
     while head := jobs.read(JOB.size):
-        is_path, size, max_pixels, seconds, processor_seconds = JOB.unpack(head)
-        content = jobs.read(size)
+        is_path, size, chosen, max_pixels, seconds, processor_seconds = JOB.unpack(head)
+        choice, content = Choice.from_json(jobs.read(chosen).decode()), jobs.read(size)
         _limit(seconds, processor_seconds)
         try:
-            _answer(results, Path(os.fsdecode(content)) if is_path else content, max_pixels)
+            _answer(results, Path(os.fsdecode(content)) if is_path else content, max_pixels, choice)
         finally:
             _limit(0, 0)
 
@@ -43,9 +45,9 @@ def _limit(seconds: float, processor_seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, processor_seconds)
 
 
-def _answer(results: BinaryIO, source: Path | bytes, max_pixels: int) -> None:
+def _answer(results: BinaryIO, source: Path | bytes, max_pixels: int, choice: Choice) -> None:
     try:
-        image = load_image(source, max_pixels=max_pixels)
+        image = load_image(source, max_pixels=max_pixels, choice=choice)
     except (SOTRError, MemoryError) as error:
         # The loader says of a decoder's every failure that the file is damaged.
         no_memory = isinstance(error, MemoryError) or isinstance(error.__context__, MemoryError)

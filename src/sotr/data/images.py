@@ -4,8 +4,9 @@ import glob
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from sotr.data.choice import WHOLE, Choice
 from sotr.data.costly import refuse_costly
 from sotr.data.deep import deep_values
 from sotr.data.scaling import scale_to_8_bit
-from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff
+from sotr.data.stack import Stack
+from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff, stack_of
 from sotr.errors import SOTRError
 
 MAX_PIXELS = 200_000_000
@@ -31,6 +34,9 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """File name endings, in lower case, that are taken for images when a folder or a glob is searched."""
+
+MICROSCOPE_SUFFIXES = frozenset({".czi", ".nd2", ".lif", ".oib", ".oif", ".vsi", ".ims"})
+"""File name endings, in lower case, of microscopes' own formats, which are not read."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """Pillow's names of the formats that are read. Others unpack images while they are opened (ICO, ICNS), hand what they
@@ -53,25 +59,28 @@ class PictureTooLargeError(SOTRError):
 ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
 
 
-def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Choice = WHOLE) -> NDArray[np.uint8]:
     """Load an image as RGB, upright.
 
     What becomes of the less usual kinds:
 
-    - The EXIF or TIFF orientation is applied. Of an animation or a file of several pages the first image is taken.
+    - The EXIF or TIFF orientation is applied. Of an animation the first image is taken.
+    - Of a TIFF file with several channels or planes `choice` says which is meant.
     - Grey, palette, bilevel, CMYK and YCbCr become RGB. Transparency is dropped, not composited: the colors are those
       stored under the alpha channel. Premultiplied colors are divided by alpha.
-    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from 0..255, 0..4095 or
-      0..65535, whichever is the smallest that holds the largest value of the image, because 12-bit cameras store
-      their values unscaled in 16-bit files. Files that declare another range (10 or 14 bits) are scaled from that.
-      Grey TIFF files of which 0 is white are inverted before that.
+    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from the smallest of 0..255,
+      0..511, 0..1023 and so on to 0..65535 that holds the largest value of the image, because cameras store fewer
+      bits unscaled in 16-bit files. Files that declare 10 or 14 bits are scaled from that range. Grey TIFF files of
+      which 0 is white are inverted before that.
     - Whole numbers beyond 0..65535 and floating point are scaled from the least to the largest finite value.
       Non-finite pixels become 0, and so does a flat image.
+    - `choice.intensity` takes the place of these rules, for 8 bits too.
 
     Args:
         source: a file, the bytes of a file, a PIL image, or an array: H x W, H x W x 1, H x W x 3 (RGB) or H x W x 4
             (RGBA), uint8 (taken as it is) or uint16 (scaled as above).
         max_pixels: the largest width times height that is accepted.
+        choice: channel and plane, where there are several, and the values that become black and white.
 
     Returns:
         A fresh, contiguous, writable array H x W x 3, uint8, RGB.
@@ -81,16 +90,60 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         SOTRError: if the file is missing, no image, truncated, or of an unsupported kind.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
-    if isinstance(source, Image.Image):
-        return _decode(source, "<PIL image>", max_pixels)
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
-    refuse_costly(source, name)
-    with _opened(source, name) as image:
+        return _from_array(source, max_pixels, choice)
+    name = "<PIL image>" if isinstance(source, Image.Image) else "<bytes>" if isinstance(source, bytes) else str(source)
+    with _image(source, name, max_pixels, choice) as image:
         if isinstance(image, Image.Image):
-            return _decode(image, name, max_pixels, source if isinstance(source, bytes) else Path(source))
-        _check_pixels(image.width, image.height, name, max_pixels)
+            return _decode(image, name, choice, None if isinstance(source, Image.Image) else source)
         return image.read(0, 0, image.width, image.height)
+
+
+def load_values(source: str | Path, *, max_pixels: int = MAX_PIXELS, choice: Choice = WHOLE) -> NDArray[Any]:
+    """The values of all channels as they are stored, upright; CMYK, palettes and their like as RGB.
+
+    Args:
+        source: a file.
+        max_pixels: the largest width times height that is accepted.
+        choice: its plane; the channel does not count.
+
+    Returns:
+        H x W x channels.
+
+    Raises:
+        SOTRError: as `load_image`.
+    """
+    choice = replace(choice, channel=None, intensity=None)
+    if (stack := image_stack(Path(source))) is not None and stack.channels > 1:
+        parts = []
+        for number in range(1, stack.channels + 1):
+            with _image(source, str(source), max_pixels, replace(choice, channel=number)) as image:
+                assert isinstance(image, TiffImage)
+                parts.append(image.values())
+        return np.stack(parts, 2)
+    with _image(source, str(source), max_pixels, choice) as image:
+        values = image.values() if isinstance(image, TiffImage) else _values(image, source)[0]
+    return values[..., None] if values.ndim == 2 else values
+
+
+def image_stack(path: Path) -> Stack | None:
+    """What a TIFF file holds; None for other files, and for TIFF files that `sotr.data.tiff` does not read."""
+    try:
+        return stack_of(path, str(path)) if _begins(path) in MAGICS else None
+    except (SOTRError, OSError):
+        return None
+
+
+@contextmanager
+def _image(source: Any, name: str, max_pixels: int, choice: Choice) -> Iterator[Image.Image | TiffImage]:
+    """An opened image of no more than so many pixels."""
+    if isinstance(source, Image.Image):
+        _check_pixels(source.width, source.height, name, max_pixels)
+        yield source
+        return
+    refuse_costly(source, name)
+    with _opened(source, name, choice) as image:
+        _check_pixels(image.width, image.height, name, max_pixels)
+        yield image
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -109,7 +162,7 @@ picture_size = image_size
 
 
 @contextmanager
-def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image | TiffImage]:
+def _opened(source: str | Path | bytes, name: str, choice: Choice = WHOLE) -> Iterator[Image.Image | TiffImage]:
     """An image whose header has been read, by tifffile if it is a TIFF file of a kind that `sotr.data.tiff` reads.
 
     Raises:
@@ -118,7 +171,7 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image | Tif
     try:
         if _begins(source) in MAGICS:
             try:
-                with open_tiff(source, name) as tiff:
+                with open_tiff(source, name, choice) as tiff:
                     yield tiff
                     return
             except UnsupportedTiffError:
@@ -139,6 +192,8 @@ def _opened(source: str | Path | bytes, name: str) -> Iterator[Image.Image | Tif
     except UnidentifiedImageError:  # its text is the name once more
         empty = source == b"" if isinstance(source, bytes) else Path(source).stat().st_size == 0
         reason = "the file is empty" if empty else "its format is none that is known here"
+        if not empty and Path(name).suffix.lower() in MICROSCOPE_SUFFIXES:
+            raise SOTRError(f"{name}: is in a microscope's own format; export it as OME-TIFF") from None
         raise SOTRError(f"{name}: is not an image that can be read; {reason}; {_REMEDY}") from None
     except Exception as error:  # a damaged header makes Pillow's parsers raise almost anything
         raise SOTRError(f"{name}: is not an image that can be read; {_reason(error)}") from None
@@ -163,25 +218,28 @@ def _orientation(image: Image.Image) -> int:
 
 
 @contextmanager
-def open_tiled(source: ImageSource) -> Iterator[TiffImage | None]:
+def open_tiled(source: ImageSource, choice: Choice = WHOLE) -> Iterator[TiffImage | None]:
     """A tiled TIFF file, of which rectangles can be read; None for every other image, readable or not."""
     if not isinstance(source, (str, Path, bytes)):
         yield None
         return
     with ExitStack() as stack:
         try:
-            tiff = stack.enter_context(open_tiff(source, "<bytes>" if isinstance(source, bytes) else str(source)))
+            tiff = stack.enter_context(
+                open_tiff(source, "<bytes>" if isinstance(source, bytes) else str(source), choice)
+            )
         except (SOTRError, OSError):
             tiff = None
         yield tiff if tiff is not None and tiff.is_tiled else None
 
 
-def list_images(inputs: Sequence[str | Path]) -> list[Path]:
+def list_images(inputs: Sequence[str | Path], also: Collection[str] = ()) -> list[Path]:
     """The image files that `inputs` name, in order, each once however often and in whatever way it is named.
 
     Args:
         inputs: files (taken whatever their ending), folders (searched as `images_below` does), or
             glob patterns (`**` included; sorted, only `IMAGE_SUFFIXES`).
+        also: more endings, in lower case, that are taken in folders and by patterns.
 
     Raises:
         SOTRError: for an input that does not exist or that holds no images.
@@ -194,12 +252,12 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
         if is_file(path):
             matches = [path]
         elif os.path.isdir(path):
-            matches = images_below(path)
+            matches = images_below(path, also)
             if not matches:
                 raise SOTRError(f"{path}: the folder holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         elif glob.has_magic(str(item)):
             matches = sorted(Path(name) for name in glob.glob(str(item), recursive=True))
-            matches = [file for file in matches if is_image(file) and not IGNORED_FOLDERS & set(_folders(file))]
+            matches = [file for file in matches if is_image(file, also) and not IGNORED_FOLDERS & set(_folders(file))]
             if not matches:
                 raise SOTRError(f"{item}: the pattern matches no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         else:
@@ -209,12 +267,12 @@ def list_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path, also: Collection[str] = ()) -> list[Path]:
     """The image files in a folder and the folders in it, sorted; hidden ones and systems' copies are passed over."""
     found: list[Path] = []
     for root, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in IGNORED_FOLDERS]
-        found += [path for name in files if is_image(path := Path(root, name))]
+        found += [path for name in files if is_image(path := Path(root, name), also)]
     return sorted(found)
 
 
@@ -222,9 +280,13 @@ def _folders(path: Path) -> list[str]:
     return [part.lower() for part in path.parts[:-1]]
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file's name is that of an image, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and is_file(path)
+def is_image(path: Path, also: Collection[str] = ()) -> bool:
+    """Whether a file's name is that of an image, or has one of the other endings, and is not hidden."""
+    return (
+        (path.suffix.lower() in IMAGE_SUFFIXES or path.suffix.lower() in also)
+        and not path.name.startswith(".")
+        and is_file(path)
+    )
 
 
 def is_file(path: Path) -> bool:
@@ -261,28 +323,36 @@ def _check_pixels(width: int, height: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _decode(image: Image.Image, name: str, max_pixels: int, source: Path | bytes | None = None) -> NDArray[np.uint8]:
-    _check_pixels(image.width, image.height, name, max_pixels)
+def _decode(image: Image.Image, name: str, choice: Choice, source: str | Path | bytes | None) -> NDArray[np.uint8]:
+    values, declared = _values(image, source, name)
+    return _scaled(values, choice, name, declared)
+
+
+def _values(image: Image.Image, source: str | Path | bytes | None, name: str = "") -> tuple[NDArray[Any], int | None]:
+    """Upright grey or RGB values, of 8 bits where they need no more, and the largest that the file allows."""
+    name = name or str(source)
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
         raise SOTRError(f"{name}: is PostScript, which is run rather than read; {_REMEDY}")
     try:
-        if source is not None and (deep := deep_values(image, source)) is not None:
-            values, most = deep
-            return _stack(TURNS[_orientation(image)](scale_to_8_bit(values, declared=most)))
+        path = Path(source) if isinstance(source, str) else source
+        if path is not None and (deep := deep_values(image, path)) is not None:
+            return TURNS[_orientation(image)](deep[0]), deep[1]
         image.load()
         turn = TURNS[_orientation(image)]
         if image.mode.startswith("I") or image.mode == "F":
-            return _stack(turn(scale_to_8_bit(np.asarray(image))))
+            return turn(np.asarray(image)), None
         if image.mode == "La":  # premultiplied alpha: Pillow has no direct way to RGB
             image = image.convert("LA")
         elif image.mode == "RGBa" or "transparency" in image.info:
             image = image.convert("RGBA")
-        return np.array(turn(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))), order="C")
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        return turn(np.asarray(image)), None
     except Exception as error:  # damaged data makes Pillow's decoders raise almost anything
         raise SOTRError(f"{name}: is damaged or of an unsupported kind; {_reason(error)}") from None
 
 
-def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any], max_pixels: int, choice: Choice) -> NDArray[np.uint8]:
     shape = " x ".join(map(str, array.shape))
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise SOTRError(f"<array>: shape {shape} is no image; give H x W, H x W x 3 (RGB) or H x W x 4 (RGBA)")
@@ -291,7 +361,21 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(array.shape[1], array.shape[0], "<array>", max_pixels)
     if array.ndim == 3 and array.shape[2] == 4:
         array = array[:, :, :3]
-    return _stack(scale_to_8_bit(array))
+    return _scaled(array, choice, "<array>")
+
+
+def _scaled(values: NDArray[Any], choice: Choice, name: str, declared: int | None = None) -> NDArray[np.uint8]:
+    """The chosen channel of an image that is no TIFF file, or all of it, in 8 bits and RGB."""
+    channel, plane, count = choice.channel, choice.plane, 1 if values.ndim == 2 else values.shape[2]
+    if channel is not None and (isinstance(channel, str) or channel > count):
+        raise SOTRError(f"{name}: has no channel {channel!r}; it has {count}, and the first is 1")
+    if isinstance(plane, int) and plane > 1:
+        raise SOTRError(f"{name}: holds one image, and no plane {plane}")
+    if channel is not None and values.ndim == 3:
+        values = values[..., int(channel) - 1]
+    if choice.intensity is not None:
+        return _stack(choice.intensity.apply(values))
+    return _stack(scale_to_8_bit(values, declared=declared))
 
 
 def _stack(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sotr.config import SOTRConfig
+from sotr.data.choice import Choice
 from sotr.data.images import load_image
 from sotr.data.transforms import pad_batch, preprocess
 from sotr.errors import SOTRError
@@ -89,9 +90,9 @@ def explain(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise SOTRError(f"{out} is a file; give a folder with --out")
-    image = load_image(picture)
     segmenter = model if isinstance(model, Segmenter) else load(model, device)
     config = segmenter.config
+    image = load_image(picture, choice=Choice(intensity=segmenter.intensity))
     _check(config, level, row, column, channels)
 
     input_3hw = preprocess(image, config.image_size, config.max_image_size)

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sotr.data.traits import Domain
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 
@@ -47,6 +48,10 @@ class ExportDescription:
     """Of R, G and B, divided by."""
     decode_options: DecodeOptions
     """What the decoding inside the file was made with; what is left to do outside needs some of it, too."""
+    intensity_percentiles: tuple[float, ...] = ()
+    """Two percentiles of a picture's values that become black and white before it is resized, or none."""
+    domain: Domain | None = None
+    """How the model's training images look."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -78,6 +83,11 @@ class ExportDescription:
                 mean=tuple(_checked(number, float) for number in values["mean"]),
                 std=tuple(_checked(number, float) for number in values["std"]),
                 decode_options=DecodeOptions.from_dict(values["decoding"]),
+                # Files of before have no such entry.
+                intensity_percentiles=tuple(
+                    _checked(value, float) for value in values.get("intensity_percentiles", ())
+                ),
+                domain=Domain.from_dict(values["domain"]) if values.get("domain") else None,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SOTRError(f"has a damaged description ({type(error).__name__}: {error}); export it again") from None
@@ -88,10 +98,15 @@ class ExportDescription:
             and len(description.mean) == len(description.std) == 3
             and all(map(math.isfinite, description.mean + description.std))
             and min(description.std) > 0
+            and _are_percentiles(description.intensity_percentiles)
         )
         if not sound:
             raise SOTRError("has a damaged description (values that contradict one another); export it again")
         return description
+
+
+def _are_percentiles(ends: tuple[float, ...]) -> bool:
+    return not ends or (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100)
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sotr.data.choice import Choice
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.scaling import IntensityRange
 from sotr.data.sizes import padded_side, resized_size
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError, first_line
@@ -47,6 +49,7 @@ class ExportedSegmenter(Predictor[Prepared]):
         self.category_ids = description.category_ids
         self.decode_options = description.decode_options
         self.name = description.name
+        self.domain = description.domain
         self.device = device
 
     def __repr__(self) -> str:
@@ -116,9 +119,15 @@ class ExportedSegmenter(Predictor[Prepared]):
             )
         return options
 
-    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+    @property
+    def intensity(self) -> IntensityRange | None:
+        """See `Predictor`."""
+        return IntensityRange.of(self.description.intensity_percentiles)
+
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:
         """See `Predictor`; the same as `sotr.data.preprocess`, without PyTorch."""
-        image = load_image(picture, max_pixels=max_pixels)
+        choice = Choice(intensity=None if as_is else self.intensity)
+        image = load_image(picture, max_pixels=max_pixels, choice=choice)
         description = self.description
         size = (image.shape[0], image.shape[1])
         height, width = resized_size(*size, description.image_size, description.max_image_size)

@@ -86,6 +86,8 @@ def export(
         mean=MEAN,
         std=STD,
         decode_options=limited,
+        intensity_percentiles=segmenter.config.intensity_percentiles,
+        domain=segmenter.domain,
     )
 
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)

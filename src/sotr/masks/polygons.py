@@ -5,6 +5,8 @@ that takes the pixels whose centers lie inside, such a polygon gives back the ma
 a cut of no width leads from the outline around it.
 """
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
@@ -40,6 +42,45 @@ def polygons(mask_hw: NDArray[np.bool_], tolerance: float = 0.0) -> list[Polygon
         better = len(simple) < len(outline) and (tolerance > EXACT or _same_pixels(simple, outline, mask_hw.shape))
         found.append(simple if better else outline)
     return found
+
+
+def rings(mask_hw: NDArray[np.bool_]) -> list[list[Polygon]]:
+    """The parts of a mask as simple-features tools want them (GeoJSON, shapely, JTS): of each its outline, then its
+    holes. No line crosses or touches itself, so that pixels that touch at corners are two parts.
+
+    Args:
+        mask_hw: rows x columns.
+    """
+    if not mask_hw.any():
+        return []
+    _, parts_hw = cv2.connectedComponents(mask_hw.astype(np.uint8), connectivity=4)
+    outer: dict[int, list[Polygon]] = {}
+    holes: list[tuple[int, Polygon]] = []
+    for loop in (simple for whole in _loops(mask_hw, joined=False) for simple in _simple(whole)):
+        x, y = min(loop, key=lambda corner: (corner[1], corner[0]))
+        if mask_hw[y, x]:
+            outer[int(parts_hw[y, x])] = [np.array(loop, np.float64)]
+        else:
+            holes.append((int(parts_hw[y - 1, x]), np.array(loop, np.float64)))
+    for part, hole in holes:
+        outer[part].append(hole)
+    return list(outer.values())
+
+
+def _simple(loop: list[Corner]) -> Iterator[list[Corner]]:
+    """The loops into which one falls apart where it comes to a corner again."""
+    line: list[Corner] = []
+    places: dict[Corner, int] = {}
+    for corner in loop:
+        if corner in places:
+            first = places[corner]
+            yield line[first:]
+            for gone in line[first:]:
+                del places[gone]
+            del line[first:]
+        places[corner] = len(line)
+        line.append(corner)
+    yield line
 
 
 def flat(polygon: Polygon) -> list[float]:
@@ -96,8 +137,12 @@ def _cut(outline: list[Corner], hole: list[Corner], mask_hw: NDArray[np.bool_]) 
     raise AssertionError("a hole without an outline above it")
 
 
-def _loops(mask_hw: NDArray[np.bool_]) -> list[list[Corner]]:
-    """The closed lines between mask and background, as corners in turn."""
+def _loops(mask_hw: NDArray[np.bool_], joined: bool = True) -> list[list[Corner]]:
+    """The closed lines between mask and background, as corners in turn.
+
+    Args:
+        joined: whether two pixels that touch at a corner are one part.
+    """
     padded = np.pad(mask_hw, 1).astype(np.int8)
     upper_left, upper_right, lower_left, lower_right = (
         padded[:-1, :-1],
@@ -110,13 +155,13 @@ def _loops(mask_hw: NDArray[np.bool_]) -> list[list[Corner]]:
     y, x = np.nonzero((total % 2 == 1) | saddle)
     copies = 1 + saddle[y, x]
     # A corner at which two pixels touch occurs twice. The first copy has the edge to the left, the second the one to
-    # the right; which has the upper one is chosen such that the pixels are one part.
+    # the right; which has the upper one decides whether the pixels are one part.
     falling = upper_left[y, x].astype(bool)
     x, y, falling = np.repeat(x, copies), np.repeat(y, copies), np.repeat(falling, copies)
     second = np.concatenate(([False], (x[1:] == x[:-1]) & (y[1:] == y[:-1])))[: len(x)]
     twice = np.repeat(copies == 2, copies)
     by_row = np.lexsort((second, x, y))
-    by_column = np.lexsort((np.where(twice & falling, ~second, second), y, x))
+    by_column = np.lexsort((np.where(twice & (falling == joined), ~second, second), y, x))
     across, along = (_partners(order) for order in (by_row, by_column))
     corners = list(zip(x.tolist(), y.tolist(), strict=True))
     loops, seen = [], [False] * len(corners)

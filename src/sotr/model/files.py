@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from sotr.config import SOTRConfig
+from sotr.data.traits import Domain
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError, first_line
 from sotr.files import atomic_write, read_settings
@@ -19,7 +20,7 @@ from sotr.files import atomic_write, read_settings
 FORMAT = 1
 """Version of the model folder; to be raised when older software could no longer read it."""
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, TRAITS_FILE = "config.json", "model.safetensors", "README.md", "traits.json"
 
 
 class Description(NamedTuple):
@@ -29,6 +30,8 @@ class Description(NamedTuple):
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     decode_options: DecodeOptions
+    domain: Domain | None = None
+    """How the training images look, which traits.json says where it is there."""
 
 
 def write_model(folder: Path, description: Description, network: nn.Module, half: bool, card: str | None) -> None:
@@ -43,6 +46,7 @@ def write_model(folder: Path, description: Description, network: nn.Module, half
         for name, content in (
             (CARD_FILE, card.encode() if card is not None else None),
             (CONFIG_FILE, _describe(description).encode()),
+            (TRAITS_FILE, json.dumps(description.domain.to_dict(), indent=2).encode() if description.domain else None),
             (WEIGHTS_FILE, save(tensors, metadata={"format": "pt"})),
         ):
             if content is not None:
@@ -96,7 +100,19 @@ def read_description(path: Path) -> Description:
         decode_options = DecodeOptions.from_dict(description["decoding"])
     except SOTRError as error:
         raise SOTRError(f"{path}: {error}") from error
-    return Description(config, tuple(description["class_names"]), tuple(description["category_ids"]), decode_options)
+    names, ids = tuple(description["class_names"]), tuple(description["category_ids"])
+    return Description(config, names, ids, decode_options, _read_domain(path.with_name(TRAITS_FILE)))
+
+
+def _read_domain(path: Path) -> Domain | None:
+    if not path.is_file():
+        return None
+    try:
+        return Domain.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SOTRError(f"{path} cannot be read: {first_line(error)}") from error
+    except SOTRError as error:
+        raise SOTRError(f"{path} {error}; remove it, or copy the model again") from error
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from PIL import Image
 
+from sotr.data.choice import Choice
 from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.data.scaling import IntensityRange
+from sotr.data.traits import Domain
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.results.instances import Instances
@@ -30,6 +33,7 @@ class Predictor(ABC, Generic[Prepared]):
         decode_options: thresholds and limits that `predict` uses.
         name: what to call the model in reports.
         device: where the network runs, such as "cpu"; its text is what people read.
+        domain: how its training images look, or None where nobody knows.
     """
 
     class_names: tuple[str, ...]
@@ -37,11 +41,17 @@ class Predictor(ABC, Generic[Prepared]):
     decode_options: DecodeOptions
     name: str
     device: Any
+    domain: Domain | None
 
     @property
     @abstractmethod
     def edges(self) -> tuple[int, int]:
         """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
+
+    @property
+    @abstractmethod
+    def intensity(self) -> IntensityRange | None:
+        """Which values of a picture become black and white; None leaves them as `load_image` gives them."""
 
     def accelerate(self) -> None:
         """Make now what speeds up many predictions; exported models have nothing to make."""
@@ -68,6 +78,7 @@ class Predictor(ABC, Generic[Prepared]):
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = OVERLAP,
+        as_is: bool = False,
     ) -> Instances: ...
 
     @overload
@@ -80,6 +91,7 @@ class Predictor(ABC, Generic[Prepared]):
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = OVERLAP,
+        as_is: bool = False,
     ) -> list[Instances]: ...
 
     def predict(
@@ -91,6 +103,7 @@ class Predictor(ABC, Generic[Prepared]):
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = OVERLAP,
+        as_is: bool = False,
     ) -> Instances | list[Instances]:
         """Segment one picture, or a list of them.
 
@@ -104,6 +117,7 @@ class Predictor(ABC, Generic[Prepared]):
             tile: segment each picture, of whatever size, in overlapping tiles of so many pixels a side, and merge their
                 objects, see `sotr.tiling`; `max_objects` is then the limit of a tile, and `batch_size` counts tiles.
             overlap: part of a tile's side, above 0 and at most 0.5, that it shares with the next one.
+            as_is: whether the pictures' values have been brought to the model's `intensity` already.
 
         Returns:
             `Instances` at the picture's own size, or a list of them for a list of pictures.
@@ -118,10 +132,10 @@ class Predictor(ABC, Generic[Prepared]):
             check_tiles(tile, overlap)
 
             def in_tiles(picture: ImageSource) -> Instances:
-                with open_picture(picture) as opened:
+                with open_picture(picture, choice=Choice(intensity=None if as_is else self.intensity)) as opened:
                     return segment_tiles(
                         lambda tiles: self.segment(
-                            [self.prepare(tile) for tile in tiles], score=score, max_objects=max_objects
+                            [self.prepare(tile, as_is=True) for tile in tiles], score=score, max_objects=max_objects
                         ),
                         opened,
                         tile,
@@ -135,16 +149,21 @@ class Predictor(ABC, Generic[Prepared]):
                 return in_tiles(pictures)
             return [in_tiles(picture) for picture in pictures]
         if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self.segment([self.prepare(pictures)], score=score, max_objects=max_objects)[0]
+            return self.segment([self.prepare(pictures, as_is=as_is)], score=score, max_objects=max_objects)[0]
         results: list[Instances] = []
         for start in range(0, len(pictures), batch_size):
-            batch = [self.prepare(picture) for picture in pictures[start : start + batch_size]]
+            batch = [self.prepare(picture, as_is=as_is) for picture in pictures[start : start + batch_size]]
             results += self.segment(batch, score=score, max_objects=max_objects)
         return results
 
     @abstractmethod
-    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:
         """The first half of `predict`: load, resize and normalise a picture; safe in several threads.
+
+        Args:
+            picture: as for `predict`.
+            max_pixels: the largest width times height that is accepted.
+            as_is: whether its values have been brought to the model's `intensity` already.
 
         Raises:
             SOTRError: the picture cannot be read or has more than `max_pixels` pixels.

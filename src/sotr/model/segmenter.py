@@ -20,13 +20,17 @@ from sotr.acceleration.accelerate import Steps, accelerate, plain_steps
 from sotr.acceleration.plain import undisturbed
 from sotr.building import build_network
 from sotr.config import PRESETS
+from sotr.data.choice import Choice
 from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.scaling import IntensityRange
+from sotr.data.traits import Domain
 from sotr.data.transforms import pad_batch
 from sotr.decoding import DecodeOptions, Found, find, finish
 from sotr.errors import SOTRError, first_line
 from sotr.model.files import (
     CARD_FILE,
     CONFIG_FILE,
+    TRAITS_FILE,
     WEIGHTS_FILE,
     Description,
     load_weights,
@@ -103,6 +107,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         precision: of convolutions and matrix products in prediction, "float32" or "bfloat16"; the weights stay.
         engine: "auto" takes the quickest way that proves itself on the device, "pytorch" plain PyTorch alone, which
             starts at once and needs half the memory on CPUs.
+        domain: how its training images look, or None.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         card: str | None = None,
         precision: str = "float32",
         engine: str = "auto",
+        domain: Domain | None = None,
     ) -> None:
         """Wrap `network`, which is moved to `device` and put in eval mode.
 
@@ -138,6 +144,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             raise SOTRError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.name = name
         self.card = card
+        self.domain = domain
         if engine not in ENGINES:
             raise SOTRError(f"there is no engine {engine!r}; choose one of {', '.join(ENGINES)}")
         self.precision = precision
@@ -165,9 +172,15 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         """See `Predictor`."""
         return self.config.image_size, self.config.max_image_size
 
-    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+    @property
+    def intensity(self) -> IntensityRange | None:
         """See `Predictor`."""
-        image = load_image(picture, max_pixels=max_pixels)
+        return IntensityRange.of(self.config.intensity_percentiles)
+
+    def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:
+        """See `Predictor`."""
+        choice = Choice(intensity=None if as_is else self.intensity)
+        image = load_image(picture, max_pixels=max_pixels, choice=choice)
         with undisturbed(self.device):
             return Prepared(self._steps().preprocess(image, *self.edges), (image.shape[0], image.shape[1]))
 
@@ -244,7 +257,9 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         folder = Path(folder)
         text = card if card is not None else self.card
         try:
-            description = Description(self.config, self.class_names, self.category_ids, self.decode_options)
+            description = Description(
+                self.config, self.class_names, self.category_ids, self.decode_options, self.domain
+            )
             write_model(folder, description, self.network, half, text)
         except OSError as error:
             raise SOTRError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
@@ -259,7 +274,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             SOTRError: a file is absent, damaged, of a newer format, or does not fit the architecture.
         """
         folder, device = Path(folder), choose_device(device)
-        config, class_names, category_ids, decode_options = read_description(folder / CONFIG_FILE)
+        config, class_names, category_ids, options, domain = read_description(folder / CONFIG_FILE)
         card = folder / CARD_FILE
         try:
             text = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -269,7 +284,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         try:
             with undisturbed(torch.device("cpu")):
                 network = build_network(config).float()
-            segmenter = cls(network, class_names, category_ids, decode_options, name, device, text, precision, engine)
+            segmenter = cls(network, class_names, category_ids, options, name, device, text, precision, engine, domain)
         except SOTRError as error:  # what the file describes cannot be built
             raise SOTRError(f"{folder / CONFIG_FILE}: {error}") from error
         load_weights(segmenter.network, folder / WEIGHTS_FILE)
@@ -367,7 +382,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def _download(hub_id: str) -> Path:
     """Fetch a model folder from the hub (or its cache)."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, TRAITS_FILE]))
     # HTTP errors, time-outs and an unreachable hub without a cached copy are all OSError.
     except (OSError, HFValidationError) as error:
         reason = first_line(error)

@@ -1,11 +1,13 @@
 """What is to be segmented: images, lists of them, videos and cameras."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sotr.data.images import list_images
+from sotr.data.choice import WHOLE, Choice
+from sotr.data.images import MICROSCOPE_SUFFIXES, image_stack, list_images
 from sotr.errors import SOTRError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
@@ -13,6 +15,44 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".m
 
 LIST_SUFFIX = ".txt"
 """Ending of a file that lists images, one path a line."""
+
+
+@dataclass(frozen=True)
+class Picked:
+    """One image to segment."""
+
+    path: Path
+    choice: Choice = WHOLE
+    """Which image of the file it is, and which values become black and white."""
+    number: int | None = None
+    """Which plane of a stack it is, from 1, where all are segmented."""
+
+    def named(self, name: str) -> str:
+        """A name for people, with the number of the plane."""
+        return name if self.number is None else f"{name}#{self.number}"
+
+    @property
+    def own_path(self) -> Path:
+        """A path that no other image has."""
+        return self.path if self.number is None else self.path.with_stem(f"{self.path.stem}-p{self.number:04d}")
+
+
+def pick(paths: Sequence[Path], choice: Choice) -> tuple[list[Picked], dict[str, int]]:
+    """The images of files of which channels or planes are chosen: of those that are stacks one for each plane, or for
+    each projection, that is meant.
+
+    Returns:
+        The images; and, for TIFF files with more than one image, what they hold, and how many files hold that.
+    """
+    picked: list[Picked] = []
+    kinds: Counter[str] = Counter()
+    for path in paths:
+        stack = image_stack(path) if choice.channel is not None or choice.plane is not None else None
+        own = [choice] if stack is None else list(stack.split(choice))
+        picked += [Picked(path, each, number if len(own) > 1 else None) for number, each in enumerate(own, 1)]
+        if stack is not None and stack.planes * stack.channels > 1:
+            kinds[str(stack)] += 1
+    return picked, dict(kinds)
 
 
 @dataclass(frozen=True)
@@ -61,7 +101,7 @@ class Inputs:
             if is_list(item):
                 yield from _lines(Path(item))
             else:
-                yield from map(str, list_images([item]))
+                yield from map(str, list_images([item], MICROSCOPE_SUFFIXES))
 
 
 def is_list(item: str | Path) -> bool:

@@ -1,6 +1,5 @@
 """The files that `predict` writes, and their names."""
 
-import csv
 import json
 import os
 import re
@@ -26,19 +25,23 @@ from sotr.results.outlines import polygons_of
 
 OVERLAY_SUFFIX = ".overlay.png"
 PREDICTIONS_FILE, RESULTS_FILE, TABLE_FILE = "predictions.json", "results.json", "objects.csv"
-MASKS_FOLDER, LABELME_FOLDER = "masks", "labelme"
+MASKS_FOLDER, LABELME_FOLDER, LABELS_FOLDER, CROPS_FOLDER = "masks", "labelme", "labels", "crops"
 _MASK_NAME = re.compile(r"\d{3,}\.png")
 
 
 def is_earlier_result(path: Path, out: Path) -> bool:
-    """Whether `path` looks like an overlay or a mask that an earlier run wrote to `out`."""
+    """Whether `path` looks like an image that an earlier run wrote to `out`."""
     try:
         inside = path.resolve().relative_to(out.resolve())
     except ValueError:
         return False
     if len(inside.parts) == 1:
         return path.name.endswith(OVERLAY_SUFFIX)
-    return len(inside.parts) == 3 and inside.parts[0] == MASKS_FOLDER and bool(_MASK_NAME.fullmatch(path.name))
+    if inside.parts[0] == LABELS_FOLDER:
+        return len(inside.parts) == 2 and path.suffix == ".tif"
+    if inside.parts[0] not in (MASKS_FOLDER, CROPS_FOLDER):
+        return False
+    return len(inside.parts) == 3 and bool(_MASK_NAME.fullmatch(path.name))
 
 
 def printable(name: str) -> str:
@@ -86,7 +89,8 @@ def output_names(
         while (
             name.casefold() in taken
             or os.path.normcase(folder / f"{name}{suffix}") in pictures
-            or os.path.normcase(folder / MASKS_FOLDER / name) in mask_folders
+            or os.path.normcase(folder / LABELS_FOLDER / f"{name}.tif") in pictures
+            or any(os.path.normcase(folder / each / name) in mask_folders for each in (MASKS_FOLDER, CROPS_FOLDER))
         ):
             number += 1
             name = f"{wanted}-{number}"
@@ -101,19 +105,18 @@ def categories(class_names: Sequence[str], category_ids: Sequence[int]) -> list[
 
 
 class ResultFiles:
-    """The open JSON and CSV files of one run; made by `result_files`."""
+    """The open JSON files of one run; made by `result_files`."""
 
     def __init__(
         self,
         predictions: IO[str],
         results: IO[str],
         annotations: IO[str],
-        table: IO[str] | None,
         head: dict[str, Any],
         polygons: bool,
     ) -> None:
         self._polygons = polygons
-        self._predictions, self._results, self._annotations, self._table = predictions, results, annotations, table
+        self._predictions, self._results, self._annotations = predictions, results, annotations
         self._pictures = 0
         self._objects = 0
         # The head is an object whose closing brace is still to come.
@@ -135,11 +138,6 @@ class ResultFiles:
                 annotation["segmentation"] = [flat(polygon) for polygon in polygons_of(instances, i, EXACT)]
             self._annotations.write(separator + _json(annotation))
             self._results.write(separator + _json(result))
-        if self._table is not None:
-            writer = csv.writer(self._table, lineterminator="\n")
-            if self._pictures == 1:
-                writer.writerow(["picture", *Instances.ROW_COLUMNS])
-            writer.writerows([file_name, *row.values()] for row in instances.to_rows())
 
     def close(self) -> None:
         """Bring the parts together; the files are whole after this."""
@@ -156,7 +154,6 @@ def result_files(
     info: dict[str, Any],
     class_names: Sequence[str],
     category_ids: Sequence[int],
-    table: bool,
     polygons: bool = False,
 ) -> Iterator[ResultFiles]:
     """Files that grow image by image, so that memory does not, and replace older ones when the block ends well.
@@ -165,17 +162,15 @@ def result_files(
         out: their folder.
         info: what the data set says of itself.
         class_names, category_ids: of the model.
-        table: write a table, too.
         polygons: write the masks of the data set as polygons.
     """
     head = {"info": info, "categories": categories(class_names, category_ids)}
     with ExitStack() as stack:
         predictions = stack.enter_context(atomic_write(out / PREDICTIONS_FILE, "w"))
         results = stack.enter_context(atomic_write(out / RESULTS_FILE, "w"))
-        rows = stack.enter_context(atomic_write(out / TABLE_FILE, "w")) if table else None
         # A COCO file lists images, then annotations, but both come image by image: the latter wait here.
         annotations = stack.enter_context(tempfile.TemporaryFile("w+", dir=out, encoding="utf-8"))
-        files = ResultFiles(predictions, results, annotations, rows, head, polygons)
+        files = ResultFiles(predictions, results, annotations, head, polygons)
         yield files
         files.close()
 
@@ -267,18 +262,15 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def write_masks(folder: Path, instances: Instances) -> None:
+def write_masks(folder: Path, instances: Instances) -> list[Path]:
     """Write each object's mask, 0 or 255 at the image's size, to 000.png, 001.png, ... in order."""
-    for i in range(len(instances)):
+    paths = [folder / f"{i:03d}.png" for i in range(len(instances))]
+    for i, path in enumerate(paths):
         mask_hw, x, y = instances.mask_crop(i)
         canvas = np.zeros(instances.image_size, np.uint8)
         canvas[y : y + mask_hw.shape[0], x : x + mask_hw.shape[1]] = mask_hw * np.uint8(255)
-        write_png(folder / f"{i:03d}.png", canvas)
-    # Masks of an earlier run that found more objects would pass for results of this one.
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if _MASK_NAME.fullmatch(path.name) and int(path.stem) >= len(instances):
-                path.unlink()
+        write_png(path, canvas)
+    return paths
 
 
 def _json(value: Any) -> str:

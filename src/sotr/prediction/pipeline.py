@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,10 +16,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sotr.data.choice import WHOLE, Choice
 from sotr.data.decoding_pool import DecodingPool
 from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.data.traits import Traits
 from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
+from sotr.prediction.inputs import Picked
 from sotr.results.instances import Instances
 from sotr.tiling import TilePicture, check_tiles, open_picture, segment_tiles
 
@@ -44,6 +48,14 @@ class Segmentation:
     overlap: float
     file_seconds: float = FILE_SECONDS
     """Seconds that a file may take to be read; one that takes longer is skipped."""
+    choice: Choice = WHOLE
+    """What is taken of files with several images, and which values become black and white."""
+    no_overlap: bool = False
+    """Whether pixels of several objects are left to the best."""
+
+    def choice_of(self, picked: Picked) -> Choice:
+        """What to take of an image file: the model's own black and white where none are given."""
+        return replace(picked.choice, intensity=picked.choice.intensity or self.model.intensity)
 
     def check(self) -> None:
         """Refuse settings that are out of range.
@@ -57,21 +69,25 @@ class Segmentation:
             raise SOTRError(f"file_seconds is {self.file_seconds}; it must be positive, and not infinite")
         self._predict([])
 
-    def of_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        """The objects of HW3 uint8 RGB pictures."""
+    def of_images(self, images: Sequence[NDArray[np.uint8]], as_is: bool = False) -> list[Instances]:
+        """The objects of HW3 uint8 RGB pictures.
+
+        Args:
+            as_is: whether their values are what the model's `intensity` makes of them.
+        """
         if self.tile is None:
-            return self._predict(images)
+            return [self._told_apart(found) for found in self._predict(images, as_is)]
         found = []
         for image in images:
-            with open_picture(image) as picture:
+            with open_picture(image, choice=Choice(intensity=None if as_is else self.model.intensity)) as picture:
                 found.append(self.of_picture(picture))
         return found
 
     def of_picture(self, picture: TilePicture, progress: Callable[[float], None] | None = None) -> Instances:
         """The objects of one picture in tiles; see `segment_tiles` for `progress`."""
         assert self.tile is not None
-        return segment_tiles(
-            self._predict,
+        found = segment_tiles(
+            partial(self._predict, as_is=True),
             picture,
             self.tile,
             self.overlap,
@@ -80,22 +96,30 @@ class Segmentation:
             batch_size=self.batch_size,
             progress=progress,
         )
+        return self._told_apart(found)
 
-    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-        return self.model.predict(images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size)
+    def _told_apart(self, instances: Instances) -> Instances:
+        return instances.without_overlap() if self.no_overlap else instances
+
+    def _predict(self, images: Sequence[NDArray[np.uint8]], as_is: bool = False) -> list[Instances]:
+        return self.model.predict(
+            images, score=self.score, max_objects=self.max_objects, batch_size=self.batch_size, as_is=as_is
+        )
 
 
 @dataclass(frozen=True)
 class Segmented:
     """One picture of a stream."""
 
-    path: Path
+    picked: Picked
     image: NDArray[np.uint8] | None
     """HW3 uint8 RGB; None if it could not be read, is not wanted, or is too large to be drawn on."""
     instances: Instances | None
     """None if it could not be read."""
     error: str = ""
     """Why it could not be read."""
+    traits: Traits | None = None
+    """How it looks; None if it could not be read, or was not read as a whole."""
 
 
 @dataclass
@@ -122,52 +146,53 @@ class Waits:
 
 
 def segment_files(
-    segmentation: Segmentation, paths: Iterable[Path], waits: Waits, progress: Callable[[float], None], draw: bool
+    segmentation: Segmentation, images: Iterable[Picked], waits: Waits, progress: Callable[[float], None], draw: bool
 ) -> Iterator[Segmented]:
     """Segment picture files in order; memory holds a few pictures, whatever their number.
 
     Args:
         segmentation: model and settings.
-        paths: the files.
+        images: the files, and what to take of them.
         waits: is added to.
         progress: called with the pictures, or parts of one, that were done since the last call.
         draw: whether the pictures themselves are wanted.
     """
     with DecodingPool(READERS) as decoders:
         if segmentation.tile is None:
-            yield from _whole(segmentation, paths, waits, progress, draw, decoders)
+            yield from _whole(segmentation, images, waits, progress, draw, decoders)
         else:
-            for path in paths:
-                yield _in_tiles(segmentation, path, waits, progress, draw, decoders)
+            for picked in images:
+                yield _in_tiles(segmentation, picked, waits, progress, draw, decoders)
 
 
 def _whole(
     segmentation: Segmentation,
-    paths: Iterable[Path],
+    images: Iterable[Picked],
     waits: Waits,
     progress: Callable[[float], None],
     draw: bool,
     decoders: DecodingPool,
 ) -> Iterator[Segmented]:
-    loaded = _read_ahead(paths, segmentation.batch_size + READERS, decoders, segmentation.file_seconds)
+    loaded = _read_ahead(images, segmentation.batch_size + READERS, decoders, segmentation)
     while True:
         with waits.timing("reading"):
             batch = list(islice(loaded, segmentation.batch_size))
         if not batch:
             return
         with waits.timing("network"):
-            found = iter(segmentation.of_images([picture.image for picture in batch if picture.image is not None]))
+            images_read = [picture.image for picture in batch if picture.image is not None]
+            found = iter(segmentation.of_images(images_read, as_is=True))
         for picture in batch:
             if picture.image is None:
                 yield picture
             else:
-                yield Segmented(picture.path, picture.image if draw else None, next(found))
+                yield replace(picture, image=picture.image if draw else None, instances=next(found))
         progress(len(batch))
 
 
 def _in_tiles(
     segmentation: Segmentation,
-    path: Path,
+    picked: Picked,
     waits: Waits,
     progress: Callable[[float], None],
     draw: bool,
@@ -180,31 +205,36 @@ def _in_tiles(
         done += part
         progress(part)
 
-    def load(source: ImageSource, *, max_pixels: int) -> NDArray[np.uint8]:
+    def load(source: ImageSource, *, max_pixels: int, choice: Choice) -> NDArray[np.uint8]:
         assert isinstance(source, Path)
-        return decoders.load(source, max_pixels=max_pixels, seconds=segmentation.file_seconds)
+        return decoders.load(source, max_pixels=max_pixels, choice=choice, seconds=segmentation.file_seconds)
+
+    choice = segmentation.choice_of(picked)
 
     try:
         # Tiles are read while others are in the network: all of it counts as the network's time.
-        with waits.timing("network"), open_picture(path, load) as picture:
+        with waits.timing("network"), open_picture(picked.path, load, choice) as picture:
             instances = segmentation.of_picture(picture, advance)
             draw = draw and picture.height * picture.width <= MAX_PIXELS
             image = picture.read(0, 0, picture.width, picture.height) if draw else None
     except SOTRError as error:
         progress(1 - done)
-        return _unreadable(path, error)
-    return Segmented(path, image, instances)
+        return _unreadable(picked, error)
+    return Segmented(picked, image, instances, traits=None if image is None else Traits.of(image))
 
 
-def _read_ahead(paths: Iterable[Path], ahead: int, decoders: DecodingPool, seconds: float) -> Iterator[Segmented]:
+def _read_ahead(
+    images: Iterable[Picked], ahead: int, decoders: DecodingPool, segmentation: Segmentation
+) -> Iterator[Segmented]:
     """The pictures in order, without objects; up to `ahead` of them are read before they are asked for."""
     waiting: deque[Future[Segmented]] = deque()
-    rest = iter(paths)
+    rest = iter(images)
     with ThreadPoolExecutor(READERS) as readers:
         try:
             while True:
                 waiting += [
-                    readers.submit(_load, decoders, seconds, path) for path in islice(rest, ahead - len(waiting))
+                    readers.submit(_load, decoders, segmentation, picked)
+                    for picked in islice(rest, ahead - len(waiting))
                 ]
                 if not waiting:
                     return
@@ -214,15 +244,17 @@ def _read_ahead(paths: Iterable[Path], ahead: int, decoders: DecodingPool, secon
             readers.shutdown(wait=False, cancel_futures=True)
 
 
-def _load(decoders: DecodingPool, seconds: float, path: Path) -> Segmented:
+def _load(decoders: DecodingPool, segmentation: Segmentation, picked: Picked) -> Segmented:
+    choice = segmentation.choice_of(picked)
     try:
-        return Segmented(path, decoders.load(path, seconds=seconds), None)
+        image = decoders.load(picked.path, choice=choice, seconds=segmentation.file_seconds)
+        return Segmented(picked, image, None, traits=Traits.of(image))
     except SOTRError as error:
-        return _unreadable(path, error)
+        return _unreadable(picked, error)
 
 
-def _unreadable(path: Path, error: SOTRError) -> Segmented:
-    return Segmented(path, None, None, str(error).removeprefix(f"{path}: "))
+def _unreadable(picked: Picked, error: SOTRError) -> Segmented:
+    return Segmented(picked, None, None, str(error).removeprefix(f"{picked.path}: "))
 
 
 class Writer:

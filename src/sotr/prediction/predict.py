@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -12,14 +13,26 @@ from typing import Literal
 from rich.console import Console
 from rich.markup import escape
 
+from sotr.data.choice import ALL, MAX, Choice
 from sotr.data.images import MAX_PIXELS
-from sotr.data.sizes import MUCH_SHRUNK, shrinking
 from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.model.predictor import ENGINE_AFTER, Predictor
-from sotr.prediction.inputs import Inputs
+from sotr.prediction.inputs import Inputs, pick
+from sotr.prediction.ledger import Ledger, ledger
+from sotr.prediction.object_files import (
+    Table,
+    check_roifile,
+    pixel_size_um,
+    table_file,
+    write_crops,
+    write_geojson,
+    write_labels,
+    write_rois,
+)
 from sotr.prediction.output import (
-    LABELME_FOLDER,
+    CROPS_FOLDER,
+    LABELS_FOLDER,
     MASKS_FOLDER,
     OVERLAY_SUFFIX,
     PREDICTIONS_FILE,
@@ -37,10 +50,16 @@ from sotr.prediction.output import (
     write_png,
 )
 from sotr.prediction.pipeline import FILE_SECONDS, Segmentation, Segmented, Waits, segment_files, write_behind
-from sotr.prediction.report import Report, counted, print_failures, progress
+from sotr.prediction.report import Remarks, Report, counted, print_failures, progress, some
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
 from sotr.tiling import OVERLAP
+
+TOO_LARGE = {"masks": "masks", "labels": "label images", "crops": "crops"}
+"""What is not written of very large images, and what messages call it."""
+
+FOLDERS = ("masks", "labelme", "labels", "rois", "geojson", "crops")
+"""What is written to folders of the same names."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,14 @@ class _Wanted:
     masks: bool
     polygons: bool
     labelme: bool
+    labels: bool
+    rois: bool
+    geojson: bool
+    crops: bool
+
+    def __str__(self) -> str:
+        """The names of what is asked for, overlays aside."""
+        return ", ".join(name for name, wanted in vars(self).items() if wanted and name != "overlays")
 
 
 def predict(
@@ -92,6 +119,14 @@ def predict(
     labelme: bool = False,
     ids_from: str | None = None,
     file_seconds: float = FILE_SECONDS,
+    labels: bool = False,
+    rois: bool = False,
+    geojson: bool = False,
+    crops: bool = False,
+    no_overlap: bool = False,
+    channel: int | str | None = None,
+    plane: int | str | None = None,
+    intensity_range: str | None = None,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -100,7 +135,8 @@ def predict(
     tools read, with the same image ids; OUT/NAME.overlay.png for each picture; and on request masks and a CSV. NAME is
     the picture's name without its ending, or its whole path if two pictures share that. Categories have the ids of the
     model's training data. Masks refer to the upright picture (EXIF rotation applied). Pictures are handled one batch
-    at a time, so memory does not grow with their number. Earlier overlays and masks in OUT are not segmented again.
+    at a time, so memory does not grow with their number. What an earlier run wrote to OUT is not segmented again; and
+    what it wrote there and this one did not is removed, unless someone has changed it since.
 
     Of a video, objects are followed from frame to frame. Written are OUT/NAME.overlay.mp4, the video with its objects
     drawn on it; OUT/NAME.frames.jsonl, one line of JSON per frame, whose objects carry a `track`; and
@@ -124,7 +160,8 @@ def predict(
         device: auto, cpu, cuda, cuda:1, mps.
         overlays: write each picture or video with its objects drawn on it.
         masks: write each object's mask to OUT/masks/NAME/000.png and so on, best score first.
-        csv: write one line per object to OUT/objects.csv.
+        csv: write one line per object to OUT/objects.csv: size, shape, and the file's own intensities inside it, in
+            each channel. Units are in the names of the columns.
         tile: segment pictures of any size in overlapping tiles of so many pixels a side, and merge their objects. The
             model resizes a tile like any picture: choose it such that objects look as large as in the training data.
             auto takes the size of the model's training images.
@@ -144,6 +181,17 @@ def predict(
         ids_from: COCO annotation file whose image ids are used, by the names of the images, so that OUT/results.json
             can be scored against it.
         file_seconds: seconds that a file may take to be read; one that takes longer is skipped, and listed.
+        labels: write OUT/labels/NAME.tif, whose pixels have the number of their object, from 1, in 16 bits, or 32 where
+            that is too little; where objects overlap, the better one is on top.
+        rois: write OUT/rois/NAME.zip, the outlines for ImageJ's ROI Manager.
+        geojson: write OUT/geojson/NAME.geojson, the outlines for QuPath and geographic tools, in pixels.
+        crops: write each object, cut out and transparent around it, to OUT/crops/NAME/000.png and so on.
+        no_overlap: leave pixels of several objects to the one with the best score.
+        channel: which channel of images with several shows the objects: its number, from 1, or its name.
+        plane: which plane of a stack or a film: its number, from 1; all of them, each as an image of its own; or max,
+            the brightest values along Z, for each time point.
+        intensity_range: values that become black and white, such as 100,4000, or percentiles such as 1%,99.8%, instead
+            of those that follow from the image or the model.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -157,7 +205,13 @@ def predict(
         raise SOTRError(f"{out} is a file; give a folder for the results with --out")
     inputs = Inputs.of(pictures)
     share = choose_shard(shard, shards, chunk_size)
-    asked = _asked(masks=masks, csv=csv, polygons=polygons, labelme=labelme, ids_from=ids_from is not None)
+    wanted = _Wanted(overlays, csv, masks, polygons, labelme, labels, rois, geojson, crops)
+    choice = Choice.of(channel, plane, intensity_range)
+    if rois:
+        check_roifile()
+    asked = ", ".join(part for part in (str(wanted), "ids_from" if ids_from is not None else "") if part)
+    if share is not None and plane in (ALL, MAX):
+        raise SOTRError("shards are of images with one plane; give its number, or leave out --shards")
     if share is not None and (inputs.videos or asked):
         raise SOTRError(f"shards are of images, and write JSON lines only; leave out {asked or 'videos'}")
     if inputs.videos:
@@ -174,7 +228,7 @@ def predict(
         model.change_decoding(decode)
     if tile == "auto":
         tile = model.edges[0]
-    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds)
+    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, choice, no_overlap)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
     try:
@@ -186,9 +240,9 @@ def predict(
                 f"{left_out} overlays and masks of an earlier run in {escape(str(out))} left out"
             )
         if paths:
-            summary = _predict_pictures(
-                segmentation, paths, out, _Wanted(overlays, csv, masks, polygons, labelme), ids, quiet
-            )
+            with ledger(out, paths) as written:
+                summary = _predict_pictures(segmentation, paths, written, wanted, ids, quiet)
+            _tell_removed(written, quiet)
         if inputs.videos:
             frames, objects, failures = predict_videos(segmentation, inputs.videos, out, overlays, quiet)
             summary = PredictionSummary(
@@ -201,9 +255,14 @@ def predict(
         ) from error
 
 
-def _asked(**settings: bool) -> str:
-    """The settings that are on."""
-    return ", ".join(name for name, wanted in settings.items() if wanted)
+def _tell_removed(written: Ledger, quiet: bool) -> None:
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    if written.removed:
+        console.print(f"{counted(written.removed, 'file')} of an earlier run in {written.out} removed")
+    if written.changed:
+        console.print(
+            f"{counted(len(written.changed), 'file')} of an earlier run left, changed since: {some(written.changed)}"
+        )
 
 
 def _chosen(inputs: Inputs, out: Path) -> tuple[list[Path], int]:
@@ -219,21 +278,31 @@ def _chosen(inputs: Inputs, out: Path) -> tuple[list[Path], int]:
 def _predict_pictures(
     segmentation: Segmentation,
     paths: Sequence[Path],
-    out: Path,
+    written: Ledger,
     wanted: _Wanted,
     ids: Sequence[int | None],
     quiet: bool,
 ) -> PredictionSummary:
     """Segment pictures into one set of result files."""
-    started = time.perf_counter()
-    console = Console(quiet=quiet, highlight=False)
+    started, out = time.perf_counter(), written.out
+    console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     model = segmentation.model
-    root, file_names = relative_names(paths)
-    names = output_names(paths, file_names, out)
+    picked, kinds = pick(paths, segmentation.choice)
+    for kind, count in kinds.items():
+        console.print(f"{counted(count, 'file')} of {escape(kind)}")
+    if len(picked) != len(paths):
+        if any(number is not None for number in ids):
+            raise SOTRError("the planes of stacks have no ids in another file; leave out --ids-from")
+        ids = [None] * len(picked)
+    root, file_names = relative_names([each.path for each in picked])
+    file_names = [each.named(name) for each, name in zip(picked, file_names, strict=True)]
+    own_paths = [each.own_path for each in picked]
+    names = output_names(own_paths, relative_names(own_paths)[1], out)
     report = Report(one_class=len(model.class_names) == 1)
+    given = segmentation.choice.intensity is not None or model.intensity is not None
+    remarks = Remarks(model.edges, model.domain, given, segmentation.tile is not None)
     failures: list[tuple[str, str]] = []
-    undrawn = large = shrunk = 0
-    most_shrunk = MUCH_SHRUNK
+    undrawn = large = 0
     info = {
         "description": "objects found by SOTR",
         "model": model.name,
@@ -242,69 +311,85 @@ def _predict_pictures(
         "images_root": str(root),
     }
     waits = Waits()
-    with (
-        progress(len(paths), not quiet and (len(paths) > 1 or segmentation.tile is not None)) as advance,
-        result_files(out, info, model.class_names, model.category_ids, wanted.csv, wanted.polygons) as files,
-        write_behind(waits) as writer,
-    ):
-        segmented = segment_files(segmentation, paths, waits, advance, wanted.overlays)
+    with ExitStack() as stack:
+        advance = stack.enter_context(
+            progress(len(picked), not quiet and (len(picked) > 1 or segmentation.tile is not None))
+        )
+        files = stack.enter_context(result_files(out, info, model.class_names, model.category_ids, wanted.polygons))
+        table = stack.enter_context(table_file(out / TABLE_FILE)) if wanted.csv else None
+        writer = stack.enter_context(write_behind(waits))
+        segmented = segment_files(segmentation, picked, waits, advance, wanted.overlays or wanted.crops)
         for picture, file_name, name, image_id in zip(segmented, file_names, names, ids, strict=True):
             if picture.instances is None:
-                failures.append((printable(str(picture.path)), printable(picture.error)))
+                failures.append((printable(picture.picked.named(str(picture.picked.path))), printable(picture.error)))
                 continue
             undrawn += picture.image is None
-            if (
-                segmentation.tile is None
-                and (factor := shrinking(*picture.instances.image_size, model.edges)) > MUCH_SHRUNK
-            ):
-                shrunk, most_shrunk = shrunk + 1, max(most_shrunk, factor)
+            remarks.add(file_name, picture.instances.image_size, picture.traits)
             # A mask is a picture of the same size, and there may be thousands.
             whole = math.prod(picture.instances.image_size) <= MAX_PIXELS
             large += not whole
-            own = wanted if whole else replace(wanted, masks=False)
-            writer.do(partial(_write, files, report, picture, file_name, out, name, own, image_id))
+            own = wanted if whole else replace(wanted, masks=False, labels=False)
+            writer.do(partial(_write, files, table, report, picture, file_name, written, name, own, image_id))
+    told = [PREDICTIONS_FILE, RESULTS_FILE] + [TABLE_FILE] * wanted.csv
+    written.note(out / name for name in told)
 
     if report.pictures:
         console.print(report.table())
-    written = [PREDICTIONS_FILE, RESULTS_FILE] + [TABLE_FILE] * wanted.csv
     extra = [counted(report.pictures - undrawn, "overlay")] * wanted.overlays
-    extra += [f"masks in {MASKS_FOLDER}/"] * wanted.masks + [f"polygons in {LABELME_FOLDER}/"] * wanted.labelme
+    extra += [f"{name} in {name}/" for name in FOLDERS if getattr(wanted, name)]
     console.print(
-        f"{report.pictures} of {counted(len(paths), 'picture')} in {time.perf_counter() - started:.1f} s; "
-        f"in {escape(str(out))}: {', '.join(written + extra)}",
-        soft_wrap=True,
+        f"{report.pictures} of {counted(len(picked), 'picture')} in {time.perf_counter() - started:.1f} s; "
+        f"in {escape(str(out))}: {', '.join(told + extra)}"
     )
+    limit = f"of more than {MAX_PIXELS / 1e6:.0f} megapixels"
     if wanted.overlays and undrawn:
-        console.print(f"no overlay of {counted(undrawn, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
-    if wanted.masks and large:
-        console.print(f"no masks of {counted(large, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
-    if shrunk:
-        console.print(
-            f"{counted(shrunk, 'picture')} shrunk by a factor of up to {most_shrunk:.1f} to fit the size of the "
-            "model's training images; to find small objects, use --tile auto",
-            soft_wrap=True,
-        )
+        console.print(f"no overlay of {counted(undrawn, 'picture')} {limit}")
+    if large and (lacking := [word for name, word in TOO_LARGE.items() if getattr(wanted, name)]):
+        console.print(f"no {', '.join(lacking)} of {counted(large, 'picture')} {limit}")
+    if table is not None and table.unmeasured:
+        console.print(f"no intensities of {counted(table.unmeasured, 'picture')}, too large to be read at once")
+    for line in remarks.lines():
+        console.print(escape(line))
     print_failures(failures)
     return PredictionSummary(report.pictures, report.objects, failures, out)
 
 
 def _write(
     files: ResultFiles,
+    table: Table | None,
     report: Report,
     picture: Segmented,
     file_name: str,
-    out: Path,
+    written: Ledger,
     name: str,
     wanted: _Wanted,
     image_id: int | None,
 ) -> None:
     """Write all that is asked for of one picture."""
-    assert picture.instances is not None
-    files.add(file_name, picture.instances, image_id)
-    if picture.image is not None:
-        write_png(out / f"{name}{OVERLAY_SUFFIX}", picture.instances.draw(picture.image))
+    instances, out, path = picture.instances, written.out, picture.picked.path
+    assert instances is not None
+    files.add(file_name, instances, image_id)
+    done: list[Path] = []
+
+    def place(folder: str, suffix: str) -> Path:
+        done.append(out / folder / f"{name}{suffix}")
+        return done[-1]
+
+    if picture.image is not None and wanted.overlays:
+        write_png(place("", OVERLAY_SUFFIX), instances.draw(picture.image))
+    if picture.image is not None and wanted.crops:
+        done += write_crops(out / CROPS_FOLDER / name, instances, picture.image)
     if wanted.masks:
-        write_masks(out / MASKS_FOLDER / name, picture.instances)
+        done += write_masks(out / MASKS_FOLDER / name, instances)
     if wanted.labelme:
-        write_labelme(out / LABELME_FOLDER / f"{name}.json", picture.instances, picture.path)
-    report.add(file_name, picture.instances)
+        write_labelme(place("labelme", ".json"), instances, path)
+    if wanted.labels:
+        write_labels(place(LABELS_FOLDER, ".tif"), instances, pixel_size_um(path))
+    if wanted.rois:
+        write_rois(place("rois", ".zip"), instances)
+    if wanted.geojson:
+        write_geojson(place("geojson", ".geojson"), instances)
+    if table is not None:
+        table.add(file_name, instances, picture.picked)
+    written.note(done)
+    report.add(file_name, instances)

@@ -20,6 +20,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sotr.data.sizes import MUCH_SHRUNK, shrinking
+from sotr.data.traits import DIM, Domain, Traits
 from sotr.masks.run_lengths import runs_of
 from sotr.results.instances import Instances
 from sotr.tiling.columns import place, unite
@@ -73,6 +75,60 @@ def print_failures(failures: Sequence[tuple[str, str]], noun: str = "picture") -
         console.print(f"  {path}: {reason}")
     if len(failures) > MAX_ROWS:
         console.print(f"  ... and {len(failures) - MAX_ROWS} more")
+
+
+@dataclass
+class Remarks:
+    """What may be wrong with the images as a model sees them; each kind becomes one line."""
+
+    edges: tuple[int, int]
+    """Shortest edge to which the model resizes images, and cap of the longest."""
+    domain: Domain | None
+    """How its training images look."""
+    given_range: bool
+    """Whether black and white were chosen, by the user or by the model."""
+    tiled: bool
+    shrunk: int = 0
+    most_shrunk: float = MUCH_SHRUNK
+    dim: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+    reasons: set[str] = field(default_factory=set)
+
+    def add(self, name: str, size: tuple[int, int], traits: Traits | None) -> None:
+        """Look at one image of this height and width."""
+        if not self.tiled and (factor := shrinking(*size, self.edges)) > MUCH_SHRUNK:
+            self.shrunk, self.most_shrunk = self.shrunk + 1, max(self.most_shrunk, factor)
+        if traits is None:
+            return
+        if not self.given_range and (self.domain.is_dim(traits) if self.domain else 0 < traits.peak < DIM):
+            self.dim.append(name)
+        elif self.domain is not None and (reasons := self.domain.unlike(traits)):
+            self.unlike.append(name)
+            self.reasons.update(reasons)
+
+    def lines(self) -> list[str]:
+        found = []
+        if self.shrunk:
+            found.append(
+                f"{counted(self.shrunk, 'picture')} shrunk by a factor of up to {self.most_shrunk:.1f} to fit the size "
+                "of the model's training images; to find small objects, use --tile auto"
+            )
+        if self.dim:
+            found.append(
+                f"{counted(len(self.dim), 'image')} with a small part of the range of values in use "
+                f"({some(self.dim)}): objects may be missed; try --intensity-range 0%,99.9%"
+            )
+        if self.unlike:
+            found.append(
+                f"{counted(len(self.unlike), 'image')} unlike the model's training images in "
+                f"{', '.join(sorted(self.reasons))} ({some(self.unlike)}): what was found there may mean nothing"
+            )
+        return found
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 @dataclass

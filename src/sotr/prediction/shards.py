@@ -19,10 +19,11 @@ from typing import IO, Any
 from rich.console import Console
 from rich.markup import escape
 
+from sotr.data.choice import WHOLE
 from sotr.errors import SOTRError
 from sotr.files import atomic_write, claimed
 from sotr.loading import EXPORTED_SUFFIXES
-from sotr.prediction.inputs import Inputs
+from sotr.prediction.inputs import Inputs, Picked
 from sotr.prediction.output import categories, printable
 from sotr.prediction.pipeline import Segmentation, Segmented, Waits, segment_files, write_behind
 from sotr.prediction.report import counted, print_failures, progress
@@ -129,8 +130,9 @@ def predict_shard(
             done.failures += _failures_in(path if complete else _partial(path))
             advance(earlier)
             if not complete:
+                images = [Picked(Path(name), segmentation.choice) for name in chunk[earlier:]]
                 with _partial(path).open("ab") as file:
-                    for picture in segment_files(segmentation, map(Path, chunk[earlier:]), waits, advance, False):
+                    for picture in segment_files(segmentation, images, waits, advance, False):
                         writer.do(partial(_append, file, picture, done))
                     writer.wait()
                     os.fsync(file.fileno())
@@ -171,6 +173,8 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
         "max_objects": segmentation.max_objects,
         "tile": segmentation.tile,
         "overlap": segmentation.overlap if segmentation.tile else None,
+        "channel_plane_or_range": None if segmentation.choice == WHOLE else segmentation.choice.to_json(),
+        "no_overlap": segmentation.no_overlap or None,
         "categories": categories(segmentation.model.class_names, segmentation.model.category_ids),
     }
     path = out / SHARDS_FOLDER / RUN_FILE
@@ -224,7 +228,7 @@ def _is_line_of(line: bytes, name: str) -> bool:
 
 def _append(file: IO[bytes], picture: Segmented, done: _Done) -> None:
     """Write one line, at once: what a process has done survives its end."""
-    name = printable(str(picture.path))
+    name = printable(str(picture.picked.path))
     line: dict[str, Any] = {"file_name": name}
     if picture.instances is None:
         line["error"] = printable(picture.error)

@@ -5,7 +5,7 @@ dense view is made on demand. Nothing here needs PyTorch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import ArrayLike, NDArray
 
 from sotr.errors import SOTRError
+from sotr.masks.checked import plain_rle
 from sotr.masks.run_lengths import encode_counts, mask_runs, runs_to_counts
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Instances:
             SOTRError: lengths differ, a label has no class, or an RLE does not decode to `image_size`.
         """
         size = (int(image_size[0]), int(image_size[1]))
-        plain_rles = [_plain_rle(rle, size) for rle in rles]
+        plain_rles = [plain_rle(rle, size) for rle in rles]
         return cls.from_encoded(scores, labels, plain_rles, _boxes(plain_rles), class_names, category_ids, size)
 
     @classmethod
@@ -130,6 +131,49 @@ class Instances:
         height, width = masks_IHW.shape[1:]
         rles = encode_masks(masks_IHW)
         return cls.from_encoded(scores, labels, rles, _boxes(rles), class_names, category_ids, (height, width))
+
+    @classmethod
+    def from_labels(
+        cls,
+        labels_HW: NDArray[Any],
+        labels: ArrayLike | None = None,
+        class_names: Sequence[str] = ("object",),
+        category_ids: Sequence[int] = (1,),
+        scores: ArrayLike | None = None,
+    ) -> "Instances":
+        """Objects from a label image: the pixels of one number are one object, 0 is none.
+
+        Args:
+            labels_HW: whole numbers, H x W.
+            labels, scores: of the I objects, by rising number; by default the first class, and 1.
+            class_names: M names.
+            category_ids: M original ids.
+
+        Raises:
+            SOTRError: the array is no label image, or lengths differ.
+        """
+        from sotr.results.labels import rles_of_labels
+
+        rles, found = rles_of_labels(np.asarray(labels_HW))
+        labels = np.zeros(len(found)) if labels is None else labels
+        scores = np.ones(len(found)) if scores is None else scores
+        size = (labels_HW.shape[0], labels_HW.shape[1])
+        return cls.from_encoded(scores, labels, rles, _boxes(rles), class_names, category_ids, size)
+
+    @classmethod
+    def from_coco(cls, coco: Mapping[str, Any] | str | Path, image: int | str) -> "Instances":
+        """The objects of one image of a COCO data set, such as the predictions.json of `sotr predict`.
+
+        Args:
+            coco: the data set, or its file.
+            image: the image's id, or its file name.
+
+        Raises:
+            SOTRError: there is no such image, or the data set is damaged.
+        """
+        from sotr.results.from_coco import objects_of
+
+        return cls.from_rles(*objects_of(coco, image))
 
     @classmethod
     def empty(cls, class_names: Sequence[str], category_ids: Sequence[int], image_size: tuple[int, int]) -> "Instances":
@@ -266,6 +310,41 @@ class Instances:
             rows.append(dict(zip(self.ROW_COLUMNS, values, strict=True)))
         return rows
 
+    def label_image(self) -> "NDArray[np.uint16] | NDArray[np.uint32]":
+        """Numbers of pixels, H x W: object i is i + 1, the background 0; the best is on top. uint16, or uint32 for
+        more than 65,535 objects."""
+        from sotr.results.labels import label_image
+
+        return label_image(self)
+
+    def without_overlap(self) -> "Instances":
+        """The objects without the pixels of better ones; those of which nothing is left are left out."""
+        from sotr.results.labels import rle_without
+
+        left = {i: rle for i in range(len(self)) if (rle := rle_without(self, i)) is not None}
+        rles = list(left.values())
+        return replace(self[list(left)], rles=tuple(rles), boxes_I4=_boxes(rles))
+
+    def measure(
+        self, image: NDArray[Any] | None = None, pixel_size_um: tuple[float, float] | None = None
+    ) -> list[dict[str, str | int | float | None]]:
+        """One flat dict per object: what `to_rows` gives, its shape, and the intensities inside it.
+
+        Args:
+            image: values, H x W or H x W x channels, of any type; None measures shapes only.
+            pixel_size_um: width and height of a pixel; None leaves the columns in micrometers empty.
+
+        Returns:
+            Dicts with the keys `ROW_COLUMNS`, `sotr.results.measure.SHAPE_COLUMNS` and, for each channel, `c1_mean`,
+            `c1_min`, `c1_max`, `c1_sum`.
+
+        Raises:
+            SOTRError: the image has another size than the masks.
+        """
+        from sotr.results.measure import measure
+
+        return measure(self, image, pixel_size_um)
+
     def to_supervision(self) -> "supervision.Detections":
         """`supervision.Detections` with masks, scores, class positions and `data["class_name"]`."""
         import supervision
@@ -318,32 +397,3 @@ def _boxes(rles: Sequence[dict[str, Any]]) -> NDArray[np.float32]:
     boxes_I4 = np.asarray(coco_mask.toBbox(list(rles)), np.float32).reshape(-1, 4)  # an empty list gives (0, 4)
     boxes_I4[:, 2:] += boxes_I4[:, :2]
     return boxes_I4
-
-
-def _text(counts: str | bytes) -> str:
-    return counts.decode("ascii") if isinstance(counts, bytes) else counts
-
-
-def _plain_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE with compressed `counts` as str, checked to have `size`."""
-    try:
-        rle_size, counts = (int(rle["size"][0]), int(rle["size"][1])), rle["counts"]
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise SOTRError('a mask must be a COCO RLE: {"size": [height, width], "counts": ...}') from error
-    if rle_size != size:
-        raise SOTRError(
-            f"a mask of {rle_size[0]} x {rle_size[1]} (height x width) does not fit an image of {size[0]} x {size[1]}"
-        )
-    try:
-        if not isinstance(counts, (str, bytes)):
-            if not all(isinstance(run, (int, np.integer)) and run >= 0 for run in counts):
-                raise ValueError("run lengths must be whole numbers of at least 0")
-            runs = [int(run) for run in counts]
-            counts = coco_mask.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
-        plain = {"size": list(size), "counts": _text(counts)}
-        pixels = sum(mask_api_new_cpp.toUncompressedRLE([plain])[0]["counts"])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise SOTRError(f"a mask's RLE is damaged: {' '.join(str(error).split())}") from error
-    if pixels != size[0] * size[1]:
-        raise SOTRError(f"a mask's run lengths add up to {pixels}, not to {size[0]} x {size[1]} pixels")
-    return plain

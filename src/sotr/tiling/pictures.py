@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sotr.data.choice import WHOLE, Choice
 from sotr.data.images import ImageSource, load_image, open_tiled
 from sotr.errors import SOTRError
 
@@ -33,19 +34,22 @@ class TilePicture(Protocol):
 
 
 @contextmanager
-def open_picture(source: ImageSource, load: Callable[..., NDArray[np.uint8]] = load_image) -> Iterator[TilePicture]:
+def open_picture(
+    source: ImageSource, load: Callable[..., NDArray[np.uint8]] = load_image, choice: Choice = WHOLE
+) -> Iterator[TilePicture]:
     """Open an image for reading it rectangle by rectangle.
 
     Of a tiled TIFF or BigTIFF file only what is asked for is decoded; one of more than 8 bits is read once from end to
     end to find its range. All other images are decoded at once, by `load`, which is `load_image` or its like, and
-    holds 3 bytes a pixel, and up to 10 while it decodes.
+    holds 3 bytes a pixel, and up to 10 while it decodes. `choice` says which image of a file is meant, and which values
+    become black and white; percentiles are those of the whole image.
 
     Raises:
         SOTRError: as `load_image`; the limits are `MAX_PIXELS_IN_MEMORY` and `MAX_PIXELS_ON_DISK`.
     """
-    with open_tiled(source) as tiff:
+    with open_tiled(source, choice) as tiff:
         if tiff is None:
-            yield _Loaded(load(source, max_pixels=MAX_PIXELS_IN_MEMORY))
+            yield _Loaded(load(source, max_pixels=MAX_PIXELS_IN_MEMORY, choice=choice))
             return
         if tiff.height * tiff.width > MAX_PIXELS_ON_DISK:
             raise SOTRError(

@@ -17,6 +17,7 @@ from rich.console import Console
 from sotr.config import PRESETS, SOTRConfig
 from sotr.curation.advice import fitting_batch_size, mirroring, suggest
 from sotr.data.coco import CocoDataset
+from sotr.data.scaling import PERCENTILES
 from sotr.errors import SOTRError
 from sotr.files import LOCK, atomic_write
 from sotr.model.files import read_architecture
@@ -43,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "train_json": None,
     "val_json": None,
     "images": None,
+    "normalize": False,
 }
 """Arguments that decide a run, with `train`'s defaults. A resumed run takes from its folder what is left at these."""
 
@@ -82,6 +84,8 @@ def new_run(
         # The cap of the longest edge keeps its proportion to the shortest.
         longest = round(config.max_image_size * size / config.image_size)
         config = replace(config, image_size=size, max_image_size=longest)
+    if arguments["normalize"]:
+        config = replace(config, intensity_percentiles=PERCENTILES)
     config, recipe, reasons = _advised(arguments, config, train_data, used)
     if not 0 <= arguments["seed"] < 2**63:
         raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")

@@ -53,6 +53,7 @@ def train(
     val_json: str | None = None,
     images: str | None = None,
     quiet: bool = False,
+    normalize: bool = False,
 ) -> TrainingSummary | ReplayedStep:
     """Train a model on COCO-format data; the best weights end up in OUT/model.
 
@@ -99,6 +100,8 @@ def train(
         val_json: Annotation file to validate on, if `data` has another layout.
         images: Folder of the pictures, if `data` has another layout.
         quiet: Print nothing but errors.
+        normalize: Make the 1st and the 99.8th percentile of each image black and white before anything else, here and
+            wherever the model is used: for microscopy, whose brightness differs from image to image.
 
     Raises:
         SOTRError: something in the input cannot be used, or the loss became infinite or not a number.
@@ -122,6 +125,7 @@ def train(
         "train_json": train_json,
         "val_json": val_json,
         "images": images,
+        "normalize": normalize,
     }
     means: dict[str, Any] = {
         "device": device,

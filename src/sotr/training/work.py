@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from sotr.building import build_network
 from sotr.config import SOTRConfig
-from sotr.data.batches import WORKER_DIED, Batch, lost_worker, train_loader
+from sotr.data.batches import WORKER_DIED, Batch, domain_of, lost_worker, train_loader
 from sotr.data.coco import CocoDataset
 from sotr.data.sampling import EpochSampler
 from sotr.decoding import DecodeOptions
@@ -278,6 +278,7 @@ class Work:
             self.run["name"],
             self.devices.device,
             model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
+            domain=domain_of(self.train_data, self.config),
         )
         segmenter.save(self.folder / "model")
         self.draw_curves()
