@@ -1,14 +1,16 @@
 """COCO average precision and recall, with every area taken from a mask."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as mask_api
 
+from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
+from sotr.evaluation.operating import operating_point
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ class Metrics:
     images: int
     objects: int
     detections: int
+    operating_score: float | None = None
+    """The score with the best F1 at IoU 0.50, where it was looked for and anything was right; and that F1."""
+    f1: float | None = None
+
+    def at_operating_point(self, data: CocoDataset, results: Sequence[Mapping[str, Any]]) -> "Metrics":
+        """The same with `operating_score` and `f1` of these results."""
+        point = operating_point(data, results)
+        return self if point is None else replace(self, operating_score=point.score, f1=point.f1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and numbers, ready for JSON."""

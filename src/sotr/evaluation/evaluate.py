@@ -78,8 +78,9 @@ def evaluate(
 
     Returns:
         AP, AP50, AP75, AP_S, AP_M, AP_L, AR, AR_S, AR_M, AR_L in 0..1 (None where the data has no such object),
-        "per_class" (name -> AP, AP50, AP75, objects), max_dets, images, objects, detections, seconds, model, data and
-        split. Without annotations: images, detections, seconds, model, data and split.
+        "per_class" (name -> AP, AP50, AP75, objects), max_dets, images, objects, detections, operating_score (the score
+        with the best F1 at IoU 0.50 on this data) and f1, seconds, model, data and split. Without annotations: images,
+        detections, seconds, model, data and split.
 
     Raises:
         SOTRError: the data or the model cannot be used, they have no class in common, or a process that loads
@@ -139,7 +140,9 @@ def evaluate(
         except OSError as error:
             raise SOTRError(f"{results}: cannot be written: {error.strerror or error}") from None
     measured = results is None or len(dataset.labels) > 0
-    metrics = coco_metrics(dataset.truth(), detections, max_dets=max_dets) if measured else None
+    metrics = None
+    if measured:
+        metrics = coco_metrics(dataset.truth(), detections, max_dets=max_dets).at_operating_point(dataset, detections)
     counted = {"images": len(dataset), "detections": len(detections)} if metrics is None else metrics.to_dict()
     report = {"model": segmenter.name, "data": str(data), "split": split, **counted, "seconds": round(seconds, 3)}
     if json:
@@ -258,7 +261,8 @@ def _by_prediction(
     for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
         images = [load_picture(dataset, index) for index in indices]
-        found = predictor.predict(images, max_objects=most, batch_size=batch_size)
+        least = predictor.decode_options.score_threshold
+        found = predictor.predict(images, score=least, max_objects=most, batch_size=batch_size)
         yield (
             [dataset.image_ids[index] for index in indices],
             [replace(instances, category_ids=tuple(category_ids)) for instances in found],
@@ -290,5 +294,7 @@ def _show(metrics: Metrics, console: Console, title: str, seconds: float) -> Non
         *map(number, (metrics.AR_S, metrics.AR_M, metrics.AR_L)),
     )
     console.print(table)
+    if metrics.operating_score is not None:
+        console.print(f"best F1 {number(metrics.f1)}, with objects from a score of {metrics.operating_score} on")
     if len(metrics.per_class) > 1:
         console.print(class_table(metrics.to_dict(), "per class"))

@@ -107,7 +107,7 @@ class ExportedSegmenter(Predictor[Prepared]):
             SOTRError: the file does not give objects of such low scores, or so many.
         """
         options, kept = super().options_for(score, max_objects), self.decode_options
-        if options.score_threshold < kept.score_threshold:
+        if score is not None and score < kept.score_threshold:
             raise SOTRError(
                 f"score is {score}, but {self.name} was exported for scores from {kept.score_threshold}; "
                 f"export it again with --score {score}"

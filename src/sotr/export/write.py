@@ -71,7 +71,8 @@ def export(
     calibration = list_images([int8]) if int8 is not None else []
     if format == "openvino":
         _check_openvino(segmenter)
-    options = segmenter.options_for(score, max_objects)
+    # Without a score the file gives all that evaluation measures; who predicts with it keeps to the operating score.
+    options = segmenter.options_for(segmenter.decode_options.score_threshold if score is None else score, max_objects)
     if not raw and options.nms == "mask":
         raise SOTRError("plain mask NMS decides mask by mask, which no graph can; save the model with Matrix NMS")
     _check_writable(path)

@@ -110,7 +110,8 @@ class Predictor(ABC, Generic[Prepared]):
         Args:
             pictures: a file name, a file's bytes, a PIL picture or an HW3 uint8 RGB array; or a list of these, which
                 may be empty.
-            score: objects below this score, in 0..1, are left out; None takes the model's `decode_options`.
+            score: objects below this score, in 0..1, are left out; None takes the score that was chosen on the model's
+                validation images, `decode_options.operating_score`.
             max_objects: at most so many objects per picture, best first; None takes the model's `decode_options`.
             batch_size: pictures that go through the network together. Pictures of different sizes are padded to the
                 largest of their batch, which changes scores and masks slightly; 1 avoids that.
@@ -181,13 +182,16 @@ class Predictor(ABC, Generic[Prepared]):
         """
 
     def options_for(self, score: float | None, max_objects: int | None) -> DecodeOptions:
-        """The model's decoding with another score threshold and another number of objects, where given.
+        """The model's decoding for those who use it: objects from its operating score on, or from another, and no more
+        than another number of them, where given.
 
         Raises:
             SOTRError: one of them is out of range.
         """
         options = self.decode_options
-        if score is not None:
+        if score is None:
+            options = replace(options, score_threshold=max(options.operating_score, options.score_threshold))
+        else:
             if not 0 <= score <= 1:
                 raise SOTRError(f"score is {score}; it must lie in 0..1")
             options = replace(options, score_threshold=score)

@@ -99,7 +99,7 @@ def predict(
     pictures: Sequence[str | Path],
     model: str | Path | Predictor = "nuclei",
     out: str | Path = "predictions",
-    score: float = 0.3,
+    score: float | None = None,
     max_objects: int | None = None,
     batch_size: int = 1,
     device: str = "auto",
@@ -152,7 +152,8 @@ def predict(
         model: a bundled model, a model or training run folder, a hub id, a file that `sotr export` wrote, or (in
             Python) a loaded model, which stays on its device.
         out: folder for the results; files of the same name are replaced.
-        score: leave out objects below this score, 0..1.
+        score: leave out objects below this score, 0..1; default: the score with the best F1 on the validation images
+            of the model's training, or 0.3 where none was chosen.
         max_objects: at most so many objects per picture, or per tile, best first; by default what the model was saved
             with.
         batch_size: pictures or tiles that go through the network together; more than 1 is quicker on a GPU if they have
@@ -228,6 +229,8 @@ def predict(
         model.change_decoding(decode)
     if tile == "auto":
         tile = model.edges[0]
+    if score is None:
+        score = model.options_for(None, None).score_threshold
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, choice, no_overlap)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()

@@ -82,7 +82,7 @@ def write_report(
         results = detect(
             segmenter, data, data.category_ids, max_dets=metrics["max_dets"], workers=workers, on_pictures=on_pictures
         )
-        compared = confusion(data, results)
+        compared = confusion(data, results, segmenter.decode_options.operating_score)
         order = np.argsort(compared.quality_N, kind="stable")
         shown = min(PICTURES, len(data) // 2) or len(data)
         values |= {

@@ -116,10 +116,10 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.convolve(padded, np.ones(width) / width, mode="valid"), np.float64)
 
 
-def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count: int = 8, score: float = 0.3) -> None:
+def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count: int = 8) -> None:
     """Some of the pictures of `data`, evenly spread, as PNGs: truth on the left, prediction on the right."""
     for index in spread(len(data), count):
-        record, panel = truth_beside(segmenter, data, index, score)
+        record, panel = truth_beside(segmenter, data, index, segmenter.decode_options.operating_score)
         with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
             Image.fromarray(panel).save(file, format="png", compress_level=3)
 

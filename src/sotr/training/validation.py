@@ -16,8 +16,8 @@ from sotr.training.display import Display, Interrupts, Stop
 from sotr.training.module import SOTRModule
 from sotr.training.report import spread, truth_beside
 
-SHOWN_PICTURES, SHOWN_SCORE = 4, 0.3
-"""Pictures that the loggers show after each validation, and the score from which objects are drawn in them."""
+SHOWN_PICTURES = 4
+"""Images that the loggers show after each validation."""
 
 
 class Validation:
@@ -29,6 +29,7 @@ class Validation:
     def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
         self._data, self._options, self._workers, self._interrupts = data, options, workers, interrupts
         self._truth = data.truth()
+        self._score = options.operating_score
 
     def __call__(self, module: SOTRModule, display: Display) -> Metrics:
         """Measure the weights that the module has now.
@@ -62,7 +63,10 @@ class Validation:
             parts: list[Any] = [None] * ranks
             dist.all_gather_object(parts, results)
             results = [result for part in parts for result in part]
-        return coco_metrics(self._truth, results, max_dets=limit)
+        metrics = coco_metrics(self._truth, results, max_dets=limit).at_operating_point(data, results)
+        if metrics.operating_score is not None:
+            self._score = metrics.operating_score
+        return metrics
 
     def _segmenter(self, module: SOTRModule) -> Segmenter:
         return Segmenter(
@@ -80,6 +84,6 @@ class Validation:
         with whole_weights(module):
             segmenter = self._segmenter(module)
             return {
-                f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, SHOWN_SCORE)[1]
+                f"validation/{data.file_names[index]}": truth_beside(segmenter, data, index, self._score)[1]
                 for index in spread(len(data), SHOWN_PICTURES)
             }

@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +270,12 @@ class Work:
         network = build_network(self.config)
         weights = self._best_weights(keeper)
         network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+        operating_score = None if keeper.best is None else keeper.best.get("operating_score")
         segmenter = Segmenter(
             network,
             self.train_data.class_names,
             self.train_data.category_ids,
-            self.options,
+            self.options if operating_score is None else replace(self.options, operating_score=operating_score),
             self.run["name"],
             self.devices.device,
             model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
@@ -287,6 +288,11 @@ class Work:
                 json.dump(keeper.best, file, indent=2, ensure_ascii=False)
             draw_validation(segmenter, self.val_data, self.folder / "validation")
             self.console.print(class_table(keeper.best, f"validation after epoch {keeper.best['epoch']}"))
+            if operating_score is not None:
+                self.console.print(
+                    f"the model gives objects from a score of {operating_score} on: its best F1 on these images, "
+                    f"{keeper.best['f1']:.3f}"
+                )
         rows = read_log(self.folder / "logs" / "csv")
         steps = max((int(row["step"]) for row in rows), default=0)
         lines = verdict(keeper.best, self.run, self.train_data, steps)
