@@ -42,6 +42,29 @@ def polygons(mask_hw: NDArray[np.bool_], tolerance: float = 0.0) -> list[Polygon
     return found
 
 
+def rings(mask_hw: NDArray[np.bool_]) -> list[list[Polygon]]:
+    """The outline and the holes of each part of a mask, outlines counterclockwise as they are seen, holes clockwise.
+
+    Parts that touch at corners alone are different ones, so that no ring touches itself.
+    """
+    found = []
+    count, parts_hw, boxes, _ = cv2.connectedComponentsWithStats(mask_hw.astype(np.uint8), connectivity=4)
+    for part in range(1, count):
+        x0, y0, width, height = boxes[part, :4]
+        part_hw = parts_hw[y0 : y0 + height, x0 : x0 + width] == part
+        outline: list[Polygon] = []
+        holes: list[Polygon] = []
+        for loop in _loops(part_hw):
+            ring = np.array(loop, np.float64)
+            after = np.roll(ring, -1, 0)
+            clockwise = float((ring[:, 0] * after[:, 1] - after[:, 0] * ring[:, 1]).sum()) > 0  # y points down
+            x, y = min(loop, key=lambda corner: (corner[1], corner[0]))
+            outer = bool(part_hw[y, x])  # below the highest corner, there the leftmost, is the mask or the hole
+            (outline if outer else holes).append((ring[::-1] if clockwise == outer else ring) + np.array([x0, y0]))
+        found.append(outline + holes)
+    return found
+
+
 def flat(polygon: Polygon) -> list[float]:
     """A polygon as COCO has it: [x1, y1, x2, y2, ...]."""
     return [float(value) for value in polygon.ravel()]
