@@ -158,6 +158,7 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
         "mean": list(MEAN),
         "std": list(STD),
         "decoding": options,
+        "training_size": None,
     }
     session = onnxruntime.InferenceSession(onnx_path)
     (given,) = session.get_inputs()
@@ -314,7 +315,12 @@ def test_files_that_are_no_exported_model(tmp_path: Path, monkeypatch: pytest.Mo
 def test_damaged_descriptions(exported: ExportedSegmenter) -> None:
     text = exported.description.to_json()
     assert ExportDescription.from_json(text) == exported.description
+    known = replace(exported.description, training_size=(512, 640))
+    assert ExportDescription.from_json(known.to_json()) == known
+    before = {name: value for name, value in json.loads(text).items() if name != "training_size"}
+    assert ExportDescription.from_json(json.dumps(before)) == exported.description
     for changes in (
+        {"training_size": [5]},
         {"category_ids": [1, 2]},
         {"category_ids": ["1"]},
         {"image_size": 0},

@@ -170,6 +170,20 @@ def test_saved_and_loaded_is_the_same(segmenter: Segmenter, saved: Path, picture
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_the_size_of_training_images_is_kept_where_it_is_known(segmenter: Segmenter, folder: Path) -> None:
+    assert Segmenter.load_folder(folder).training_size is None  # a folder of before
+    known = copy.deepcopy(segmenter)
+    known.training_size = (512, 640)
+    known.save(folder)
+    assert Segmenter.load_folder(folder).training_size == (512, 640)
+    for content in ("[", "[]", '{"median_size": [0, 5]}', '{"median_size": "5x5"}'):
+        (folder / "traits.json").write_text(content)
+        with pytest.raises(SOTRError, match=r"traits\.json.* remove it, or copy"):
+            Segmenter.load_folder(folder)
+    (folder / "traits.json").write_text("{}")
+    assert Segmenter.load_folder(folder).training_size is None
+
+
 def test_a_digest_tells_weights_apart(saved: Path) -> None:
     one, other = Segmenter.load_folder(saved), Segmenter.load_folder(saved)
     assert one.digest() == other.digest()

@@ -47,6 +47,8 @@ class ExportDescription:
     """Of R, G and B, divided by."""
     decode_options: DecodeOptions
     """What the decoding inside the file was made with; what is left to do outside needs some of it, too."""
+    training_size: tuple[int, int] | None = None
+    """Height and width of a common training image, if it is known."""
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -78,6 +80,7 @@ class ExportDescription:
                 mean=tuple(_checked(number, float) for number in values["mean"]),
                 std=tuple(_checked(number, float) for number in values["std"]),
                 decode_options=DecodeOptions.from_dict(values["decoding"]),
+                training_size=_size(values.get("training_size")),  # files of before have none
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SOTRError(f"has a damaged description ({type(error).__name__}: {error}); export it again") from None
@@ -92,6 +95,13 @@ class ExportDescription:
         if not sound:
             raise SOTRError("has a damaged description (values that contradict one another); export it again")
         return description
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    height, width = (_checked(side, int) for side in value)
+    return max(1, height), max(1, width)
 
 
 def _checked(value: Any, kind: type) -> Any:

@@ -47,6 +47,7 @@ class ExportedSegmenter(Predictor[Prepared]):
         self.category_ids = description.category_ids
         self.decode_options = description.decode_options
         self.name = description.name
+        self.training_size = description.training_size
         self.device = device
 
     def __repr__(self) -> str:

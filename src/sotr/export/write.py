@@ -86,6 +86,7 @@ def export(
         mean=MEAN,
         std=STD,
         decode_options=limited,
+        training_size=segmenter.training_size,
     )
 
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)

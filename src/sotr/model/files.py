@@ -19,7 +19,7 @@ from sotr.files import atomic_write, read_settings
 FORMAT = 1
 """Version of the model folder; to be raised when older software could no longer read it."""
 
-CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, TRAITS_FILE = "config.json", "model.safetensors", "README.md", "traits.json"
 
 
 class Description(NamedTuple):
@@ -29,6 +29,8 @@ class Description(NamedTuple):
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     decode_options: DecodeOptions
+    training_size: tuple[int, int] | None = None
+    """Height and width of a common training image, which traits.json says where it is there."""
 
 
 def write_model(folder: Path, description: Description, network: nn.Module, half: bool, card: str | None) -> None:
@@ -43,6 +45,7 @@ def write_model(folder: Path, description: Description, network: nn.Module, half
         for name, content in (
             (CARD_FILE, card.encode() if card is not None else None),
             (CONFIG_FILE, _describe(description).encode()),
+            (TRAITS_FILE, _traits(description)),
             (WEIGHTS_FILE, save(tensors, metadata={"format": "pt"})),
         ):
             if content is not None:
@@ -63,6 +66,27 @@ def _describe(description: Description) -> str:
     text = json.dumps(plain, indent=2, ensure_ascii=False)
     number_list = re.compile(r"\[\s+(-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*)\s+\]")
     return number_list.sub(lambda match: "[" + re.sub(r"\s+", " ", match[1]) + "]", text) + "\n"
+
+
+def _traits(description: Description) -> bytes | None:
+    """What traits.json says of the training images, apart from config.json, which older versions read strictly."""
+    size = description.training_size
+    return None if size is None else json.dumps({"median_size": list(size)}).encode()
+
+
+def _read_training_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of a common training image; None of models that were saved before they were recorded."""
+    if not path.is_file():
+        return None
+    try:
+        size = json.loads(path.read_text(encoding="utf-8")).get("median_size")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise SOTRError(f"{path} cannot be read: {first_line(error)}; remove it, or copy the model again") from error
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side >= 1 for side in size):
+        raise SOTRError(f"{path}: median_size must be a height and a width in pixels; remove it, or copy it again")
+    return size[0], size[1]
 
 
 def read_description(path: Path) -> Description:
@@ -96,7 +120,8 @@ def read_description(path: Path) -> Description:
         decode_options = DecodeOptions.from_dict(description["decoding"])
     except SOTRError as error:
         raise SOTRError(f"{path}: {error}") from error
-    return Description(config, tuple(description["class_names"]), tuple(description["category_ids"]), decode_options)
+    names, ids = tuple(description["class_names"]), tuple(description["category_ids"])
+    return Description(config, names, ids, decode_options, _read_training_size(path.with_name(TRAITS_FILE)))
 
 
 def _halved(name: str, tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Predictor(ABC, Generic[Prepared]):
         decode_options: thresholds and limits that `predict` uses.
         name: what to call the model in reports.
         device: where the network runs, such as "cpu"; its text is what people read.
+        training_size: height and width of a common training image, or None where nobody knows.
     """
 
     class_names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Predictor(ABC, Generic[Prepared]):
     decode_options: DecodeOptions
     name: str
     device: Any
+    training_size: tuple[int, int] | None
 
     @property
     @abstractmethod

@@ -27,6 +27,7 @@ from sotr.errors import SOTRError, first_line
 from sotr.model.files import (
     CARD_FILE,
     CONFIG_FILE,
+    TRAITS_FILE,
     WEIGHTS_FILE,
     Description,
     load_weights,
@@ -103,6 +104,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         precision: of convolutions and matrix products in prediction, "float32" or "bfloat16"; the weights stay.
         engine: "auto" takes the quickest way that proves itself on the device, "pytorch" plain PyTorch alone, which
             starts at once and needs half the memory on CPUs.
+        training_size: height and width of a common training image, or None where nobody knows.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         card: str | None = None,
         precision: str = "float32",
         engine: str = "auto",
+        training_size: tuple[int, int] | None = None,
     ) -> None:
         """Wrap `network`, which is moved to `device` and put in eval mode.
 
@@ -144,6 +147,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         self.device = choose_device(device)
         self.network = network.eval().to(self.device)
         self.engine = engine
+        self.training_size = training_size
         self._quick = _Quick()
 
     def digest(self) -> str:
@@ -244,7 +248,8 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         folder = Path(folder)
         text = card if card is not None else self.card
         try:
-            description = Description(self.config, self.class_names, self.category_ids, self.decode_options)
+            about = (self.class_names, self.category_ids, self.decode_options, self.training_size)
+            description = Description(self.config, *about)
             write_model(folder, description, self.network, half, text)
         except OSError as error:
             raise SOTRError(f"cannot write the model folder {folder}: {error.strerror or error}") from error
@@ -259,7 +264,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             SOTRError: a file is absent, damaged, of a newer format, or does not fit the architecture.
         """
         folder, device = Path(folder), choose_device(device)
-        config, class_names, category_ids, decode_options = read_description(folder / CONFIG_FILE)
+        config, class_names, category_ids, options, usual = read_description(folder / CONFIG_FILE)
         card = folder / CARD_FILE
         try:
             text = card.read_text(encoding="utf-8") if card.is_file() else None
@@ -269,7 +274,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         try:
             with undisturbed(torch.device("cpu")):
                 network = build_network(config).float()
-            segmenter = cls(network, class_names, category_ids, decode_options, name, device, text, precision, engine)
+            segmenter = cls(network, class_names, category_ids, options, name, device, text, precision, engine, usual)
         except SOTRError as error:  # what the file describes cannot be built
             raise SOTRError(f"{folder / CONFIG_FILE}: {error}") from error
         load_weights(segmenter.network, folder / WEIGHTS_FILE)
@@ -367,7 +372,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def _download(hub_id: str) -> Path:
     """Fetch a model folder from the hub (or its cache)."""
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, TRAITS_FILE]))
     # HTTP errors, time-outs and an unreachable hub without a cached copy are all OSError.
     except (OSError, HFValidationError) as error:
         reason = first_line(error)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sotr.data.images import MAX_PIXELS
-from sotr.data.sizes import MUCH_SHRUNK, shrinking
+from sotr.data.sizes import MUCH_SHRUNK, compared, good_tile, shrinking
 from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.model.predictor import ENGINE_AFTER, Predictor
@@ -40,7 +40,7 @@ from sotr.prediction.pipeline import FILE_SECONDS, Segmentation, Segmented, Wait
 from sotr.prediction.report import Report, counted, print_failures, progress
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
-from sotr.tiling import OVERLAP
+from sotr.tiling import MIN_TILE, OVERLAP
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def predict(
         csv: write one line per object to OUT/objects.csv.
         tile: segment pictures of any size in overlapping tiles of so many pixels a side, and merge their objects. The
             model resizes a tile like any picture: choose it such that objects look as large as in the training data.
-            auto takes the size of the model's training images.
+            auto takes tiles in which objects are as large to the network as in its training images.
         overlap: part of a tile's side that it shares with the next one, above 0 and at most 0.5.
         shard: which share of the pictures is this process's, from 0; by default its rank.
         shards: how many shares there are; by default the number of processes.
@@ -173,7 +173,7 @@ def predict(
     if decode is not None:
         model.change_decoding(decode)
     if tile == "auto":
-        tile = model.edges[0]
+        tile = max(MIN_TILE, good_tile(model.edges, model.training_size))
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
@@ -255,7 +255,7 @@ def _predict_pictures(
             undrawn += picture.image is None
             if (
                 segmentation.tile is None
-                and (factor := shrinking(*picture.instances.image_size, model.edges)) > MUCH_SHRUNK
+                and (factor := shrinking(*picture.instances.image_size, model.edges, model.training_size)) > MUCH_SHRUNK
             ):
                 shrunk, most_shrunk = shrunk + 1, max(most_shrunk, factor)
             # A mask is a picture of the same size, and there may be thousands.
@@ -280,8 +280,8 @@ def _predict_pictures(
         console.print(f"no masks of {counted(large, 'picture')} of more than {MAX_PIXELS / 1e6:.0f} megapixels")
     if shrunk:
         console.print(
-            f"{counted(shrunk, 'picture')} shrunk by a factor of up to {most_shrunk:.1f} to fit the size of the "
-            "model's training images; to find small objects, use --tile auto",
+            f"{counted(shrunk, 'picture')} shrunk by a factor of up to {most_shrunk:.1f} "
+            f"{compared(model.training_size)}; to find small objects, use --tile auto",
             soft_wrap=True,
         )
     print_failures(failures)

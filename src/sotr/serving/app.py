@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
+from sotr.data.sizes import good_tile
 from sotr.model.predictor import Predictor
 from sotr.results.drawing import COLORS
 from sotr.serving.answers import Format, MaskKind
@@ -196,7 +197,11 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
             "name": segmenter.name,
             "version": version("sotr"),
             "device": str(segmenter.device),
-            "input": {"shortest_edge": shortest, "longest_edge": longest},
+            "input": {
+                "shortest_edge": shortest,
+                "longest_edge": longest,
+                "tile": max(MIN_TILE, good_tile(segmenter.edges, segmenter.training_size)),
+            },
             "classes": [{"id": number, "name": name} for number, name in classes],
             "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS],
             "lowest_score": decoding.score_threshold,

@@ -90,6 +90,7 @@ class InputSize(BaseModel):
 
     shortest_edge: int
     longest_edge: int = Field(description="cap of the longest edge")
+    tile: int = Field(description="side of tiles in which objects are as large as in the training images")
 
 
 class AcceptedLimits(BaseModel):

@@ -186,7 +186,7 @@ class Service:
             prepared = await self.in_pool(self.segmenter.prepare, image_HW3)
             del image_HW3  # the whole image is not kept while its network input waits for its turn
             instances = await self._batcher.submit(_key(prepared, settings), prepared)
-            notes = notes_on_size(size, self.segmenter.edges, REMEDY)
+            notes = notes_on_size(size, self.segmenter.edges, self.segmenter.training_size, REMEDY)
         else:
             instances, notes = await self._in_tiles(image_HW3, settings), []
         self.metrics.objects.inc(len(instances))

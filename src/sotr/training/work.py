@@ -278,6 +278,7 @@ class Work:
             self.run["name"],
             self.devices.device,
             model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
+            training_size=self.train_data.median_size,
         )
         segmenter.save(self.folder / "model")
         self.draw_curves()

@@ -124,7 +124,7 @@ function show({ name, blob, bitmap, answer, seconds, tile }) {
   const [note] = answer.notes;
   $("note").hidden = !note;
   $("note").textContent = note ? `${note[0].toUpperCase()}${note.slice(1).split(";")[0]}; look in tiles for small objects.` : "";
-  $("tile").value = tile ?? model.input.shortest_edge;
+  $("tile").value = tile ?? model.input.tile;
   $("score").min = model.lowest_score;
   $("score").value = minimum;
   listClasses();
