@@ -61,8 +61,8 @@ def test_geojson_has_holes_and_parts_and_gives_the_masks_back() -> None:
     assert collection["type"] == "FeatureCollection"
     first, second = collection["features"]
     assert first["properties"] == {
-        "objectType": "detection", "classification": {"name": "cell"}, "category_id": 3, "score": 0.9,
-        "area": int(ring.sum()),
+        "objectType": "detection", "name": "1", "classification": {"name": "cell"},
+        "measurements": {"label": 1, "score": 0.9},
     }  # fmt: skip
     assert first["geometry"]["type"] == "Polygon"
     outline, *holes = first["geometry"]["coordinates"]

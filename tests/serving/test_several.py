@@ -66,7 +66,8 @@ def test_label_images_and_geojson_are_those_of_the_model(server: Server, sample:
     features, wanted = geojson.json()["features"], feature_collection(found)["features"]
     assert len(features) == len(wanted) > 20
     for feature, own in zip(features, wanted, strict=True):
-        assert feature["properties"]["area"] == pytest.approx(own["properties"]["area"], rel=0.02)
+        scores = [each["properties"]["measurements"]["score"] for each in (feature, own)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 SMALL = text_of(b"no image")

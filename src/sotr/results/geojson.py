@@ -9,30 +9,26 @@ from sotr.results.instances import Instances
 
 
 def feature_collection(instances: Instances) -> dict[str, Any]:
-    """A FeatureCollection of one feature per object, best first. Coordinates are pixels, origin at the top left.
+    """A FeatureCollection of one feature per object, best first, with the properties that QuPath knows.
 
-    Parts of an object that touch at corners alone are polygons of their own: a ring that touches itself is invalid.
+    Coordinates are pixels, origin at the top left. Parts of an object that touch at corners alone are polygons of their
+    own, for a ring that touches itself is invalid. Names and labels are the numbers of the label image.
     """
-    return {
-        "type": "FeatureCollection",
-        "features": [_feature(instances, i) for i in range(len(instances))],
-    }
+    return {"type": "FeatureCollection", "features": [_feature(instances, i) for i in range(len(instances))]}
 
 
 def _feature(instances: Instances, i: int) -> dict[str, Any]:
     mask_hw, x, y = instances.mask_crop(i)
     polygons = [[_closed(ring + np.array([x, y])) for ring in part] for part in rings(mask_hw)]
-    one, label = len(polygons) == 1, instances.labels_I[i]
+    one = len(polygons) == 1
     return {
         "type": "Feature",
-        "id": i,
         "geometry": {"type": "Polygon" if one else "MultiPolygon", "coordinates": polygons[0] if one else polygons},
         "properties": {
             "objectType": "detection",
-            "classification": {"name": instances.class_names[label]},
-            "category_id": instances.category_ids[label],
-            "score": round(float(instances.scores_I[i]), 6),
-            "area": int(instances.areas_I[i]),
+            "name": str(i + 1),
+            "classification": {"name": instances.class_names[instances.labels_I[i]]},
+            "measurements": {"label": i + 1, "score": round(float(instances.scores_I[i]), 6)},
         },
     }
 

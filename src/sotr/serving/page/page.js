@@ -109,11 +109,13 @@ async function segmentAll(files) {
     stopStrip();
     cancelled();
   });
+  let wanted = null; // the last that was asked for
   const showOne = async (result) => {
+    wanted = result;
     hideProblem();
     try {
       result.bitmap ??= await bitmapOf(result.blob, result.answer, await drawable(result.blob));
-      show(result);
+      if (wanted === result) show(result);
       result.bitmap = null; // the page has it
     } catch (error) {
       showProblem(inPlainWords(error, result.name));
