@@ -1,6 +1,8 @@
 """Who is next where few can be served at a time."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,5 +56,25 @@ def test_whoever_leaves_takes_no_place() -> None:
         leaving[1].cancel()  # at the moment at which it has its place
         await asyncio.gather(*leaving, return_exceptions=True)
         await asyncio.wait_for(turns.take("d"), 1)
+
+    asyncio.run(run())
+
+
+def test_a_place_is_held_until_the_thread_has_ended() -> None:
+    async def run() -> None:
+        turns, go, ran = Turns(1, 1), threading.Event(), []
+        with ThreadPoolExecutor(2) as pool:
+            first = asyncio.create_task(turns.run("a", pool, lambda: go.wait(10)))
+            await asyncio.sleep(0.05)
+            first.cancel()  # nobody waits for it, but it goes on
+            second = asyncio.create_task(turns.run("b", pool, lambda: ran.append("b")))
+            await asyncio.sleep(0.05)
+            assert ran == []
+            go.set()
+            await asyncio.wait_for(second, 10)
+            assert ran == ["b"]
+            with pytest.raises(ZeroDivisionError):
+                await turns.run("c", pool, lambda: 1 // 0)
+            assert await asyncio.wait_for(turns.run("d", pool, lambda: 5), 10) == 5
 
     asyncio.run(run())

@@ -168,7 +168,7 @@ def add_label_studio(service: Service, studio: LabelStudio, score: float) -> API
                 # Label Studio takes as many results as it sent tasks.
                 return {"model_version": version, "score": 0.0, "result": [], "error": str(error)}
 
-            results: Sequence[dict[str, Any]] = await service.find_each(tasks, find, failed) if tasks else []
+            results: Sequence[dict[str, Any]] = await service.find_each(client, tasks, find, failed) if tasks else []
             answer = {"results": results, "model_version": version}
             return await service.in_pool(packed, lambda: compact(answer), "application/json", gzipped)
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -44,7 +44,7 @@ FETCHES_AT_ONCE = 4
 """Images that are fetched from Label Studio at the same time."""
 
 TILED_AT_ONCE = 2
-"""Pictures that are segmented in tiles at the same time; each is held as a whole."""
+"""Pictures that are segmented in tiles at the same time, of different clients; each is held as a whole."""
 
 STUCK_SECONDS = 5.0
 """Seconds after which work that keeps all decoders busy makes the service not ready."""
@@ -103,8 +103,9 @@ class Service:
         self.admission = Admission(limits, self.metrics)
         self.uploads = Uploads(limits, self.metrics)
         self.decoders = DecodingPool(DECODERS)
-        self._turns = Turns(DECODERS, PICTURES_AT_ONCE)
-        self._of_lists = asyncio.Semaphore(max(2, batch_size))
+        self._decoder_turns = Turns(DECODERS, PICTURES_AT_ONCE)
+        self._tile_turns = Turns(TILED_AT_ONCE, TILED_AT_ONCE - 1)
+        self._list_turns = Turns(max(2, batch_size) + 1, max(2, batch_size))
         self._watch_stuck_work()
         # A thread waits for each decoder, and others compute.
         self._waiters = ThreadPoolExecutor(DECODERS, "decoder")
@@ -188,12 +189,16 @@ class Service:
             instances = await self._batcher.submit(_key(prepared, settings), prepared)
             notes = notes_on_size(size, self.segmenter.edges, self.segmenter.training_size, REMEDY)
         else:
-            instances, notes = await self._in_tiles(image_HW3, settings), []
+            instances, notes = await self._in_tiles(image_HW3, settings, client), []
         self.metrics.objects.inc(len(instances))
         return Found(instances, notes)
 
     async def find_each(
-        self, images: Sequence[T], find: Callable[[T], Awaitable[R]], failed: Callable[[T, RequestError], R]
+        self,
+        client: str,
+        images: Sequence[T],
+        find: Callable[[T], Awaitable[R]],
+        failed: Callable[[T, RequestError], R],
     ) -> list[R]:
         """What `find` makes of each of a request's images, or `failed` of why it cannot; few of all lists at a time.
 
@@ -204,13 +209,15 @@ class Service:
         self.admission.refuse_if_too_long(len(images), "too_many_images", what, remedy)
 
         async def one(image: T) -> R:
-            async with self._of_lists:
-                try:
-                    return await find(image)
-                except RequestError as error:
-                    return failed(image, error)
-                except MemoryError:
-                    return failed(image, out_of_memory())
+            await self._list_turns.take(client)
+            try:
+                return await find(image)
+            except RequestError as error:
+                return failed(image, error)
+            except MemoryError:
+                return failed(image, out_of_memory())
+            finally:
+                self._list_turns.give_back(client)
 
         with self.admission.more(len(images) - 1):
             return list(await asyncio.gather(*map(one, images)))
@@ -230,7 +237,7 @@ class Service:
         def failed(image: Sent, error: RequestError) -> bytes:
             return compact({"name": image.name, "error": {"code": error.code, "message": str(error)}})
 
-        results = await self.find_each(images, find, failed)
+        results = await self.find_each(client, images, find, failed)
         head = compact({"model": self.segmenter.name})[:-1] + b',"results":['
         make = partial(b"".join, (head, b",".join(results), b"]}"))
         return await self.in_pool(packed, make, "application/json", gzipped)
@@ -312,25 +319,16 @@ class Service:
             processor_seconds=self.limits.decode_seconds,
             job=job,
         )
-        loop = asyncio.get_running_loop()
-        await self._turns.take(client)
-        decoding = self._waiters.submit(load)
-
-        def give_back(_: object) -> None:  # when the process is free, however long that takes
-            with suppress(RuntimeError):  # of a loop that has ended
-                loop.call_soon_threadsafe(self._turns.give_back, client)
-
-        decoding.add_done_callback(give_back)
         try:
-            return await asyncio.wrap_future(decoding)
+            return await self._decoder_turns.run(client, self._waiters, load)
         except SOTRError as error:
             raise RequestError.of_picture(error) from None
         except asyncio.CancelledError:
             # Nearly all are done by then, and a new process takes half a second.
-            loop.call_later(1.0, job.give_up)
+            asyncio.get_running_loop().call_later(1.0, job.give_up)
             raise
 
-    async def _in_tiles(self, image_HW3: NDArray[np.uint8], settings: Settings) -> Instances:
+    async def _in_tiles(self, image_HW3: NDArray[np.uint8], settings: Settings, client: str) -> Instances:
         """The objects of a picture in tiles, which take their turns with other clients' pictures."""
         assert settings.tile is not None
         tiles = len(Grid(image_HW3.shape[0], image_HW3.shape[1], settings.tile, settings.overlap).boxes_T4)
@@ -362,7 +360,7 @@ class Service:
 
         try:
             with self.admission.more(tiles - 1):
-                return await loop.run_in_executor(self._tilers, segment)
+                return await self._tile_turns.run(client, self._tilers, segment)
         finally:
             gone.set()
 

@@ -2,6 +2,12 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import TypeVar
+
+R = TypeVar("R")
 
 
 class Turns:
@@ -29,6 +35,19 @@ class Turns:
             if turn.done() and not turn.cancelled():  # it came at the moment at which nobody wanted it any more
                 self.give_back(client)
             raise
+
+    async def run(self, client: str, executor: Executor, function: Callable[[], R]) -> R:
+        """What a function returns in a thread. The client has its place until that has ended, waited for or not."""
+        loop = asyncio.get_running_loop()
+        await self.take(client)
+        working = executor.submit(function)
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # of a loop that has ended
+                loop.call_soon_threadsafe(self.give_back, client)
+
+        working.add_done_callback(ended)
+        return await asyncio.wrap_future(working)
 
     def give_back(self, client: str) -> None:
         """Let the next one have the place."""
