@@ -437,6 +437,16 @@ def test_labels_are_written_on_objects(page: Page) -> None:
     assert white[0] > white[1] + 200
 
 
+def test_a_label_stands_inside_of_its_object(page: Page) -> None:
+    """The middle of a mask in two parts lies between them."""
+    script = """async ([width, rows]) => {
+        const { anchorOf } = await import('./masks.js');
+        return anchorOf({ x: 10, y: 20, width, height: rows.length / width, data: Uint8Array.from(rows) });
+    }"""
+    assert page.page.evaluate(script, [5, [1] * 25]) == [12.5, 22.5]
+    assert page.page.evaluate(script, [6, [1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0]]) == [14.5, 20.5]
+
+
 def test_thirty_classes_have_colors_of_their_own(page: Page) -> None:
     colors = page.page.evaluate(
         """async () => {

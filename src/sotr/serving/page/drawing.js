@@ -48,7 +48,7 @@ export function paint(canvas, bitmap, objects, scale, pen, look = "fill", texts 
   write(context, objects, texts, scale, size);
 }
 
-// A text in the middle of each object that has room for it; best objects first, and none on another.
+// A text in each object that has room for it; best objects first, and none on another.
 function write(context, objects, texts, scale, size) {
   context.resetTransform();
   context.font = `600 ${size}px system-ui, sans-serif`;
@@ -60,8 +60,8 @@ function write(context, objects, texts, scale, size) {
   context.fillStyle = "#ffffff";
   const taken = [];
   texts.forEach((text, index) => {
-    const { box, centre } = objects[index];
-    const [x, y] = [centre[0] * scale, centre[1] * scale];
+    const { box, anchor } = objects[index];
+    const [x, y] = [anchor[0] * scale, anchor[1] * scale];
     const [w, h] = [context.measureText(text).width / 2, size / 2];
     if (2 * w > (box[2] - box[0]) * scale || 2 * h > (box[3] - box[1]) * scale) return;
     if (taken.some(([tx, ty, tw]) => Math.abs(tx - x) < tw + w && Math.abs(ty - y) < size)) return;

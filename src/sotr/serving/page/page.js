@@ -2,7 +2,7 @@
 import { beginBusy, endBusy } from "./busy.js";
 import { colourObjects, colourOf, mark, paint } from "./drawing.js";
 import { saveCoco, saveCsv, saveOverlay } from "./files.js";
-import { centreOf, maskInBox, outlineOf } from "./masks.js";
+import { anchorOf, centreOf, maskInBox, outlineOf } from "./masks.js";
 import { Refusal, Unusable, ask, inPlainWords, post } from "./server.js";
 import { beginStrip, endStrip, refreshStrip, stopStrip } from "./strip.js";
 import { listenToZoom, resetZoom, zoomed } from "./zoom.js";
@@ -157,7 +157,7 @@ function show({ name, blob, bitmap, answer, seconds, tile }) {
     const [left, top, right, bottom] = object.box;
     const middle = [(left + right) / 2, (top + bottom) / 2];
     const label = labels.get(object.category_id);
-    return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask) };
+    return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask), anchor: anchorOf(mask) };
   });
   colourObjects(objects, answer.classes, model.colors);
   const minimum = Math.max(score, model.lowest_score);
