@@ -22,12 +22,12 @@ from sotr.serving.service import PICTURES_AT_ONCE
 from tests.serving.conftest import Server, problem, running
 from tests.support.slow_files import jpeg_of_scans
 
-TIMEOUT = 2
+TIMEOUT = 4
 
 
 @pytest.fixture(scope="module")
 def strict() -> Server:  # type: ignore[misc]
-    """One request at a time, for two seconds."""
+    """One request at a time, for four seconds: machines may be busy."""
     with running("--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
         yield server
 
