@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import sotr
 from sotr.acceleration.accelerate import plain_steps
 from sotr.config import SOTRConfig
+from sotr.data.traits import Domain, Traits
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model import segmenter as model_module
@@ -168,6 +169,22 @@ def test_saved_and_loaded_is_the_same(segmenter: Segmenter, saved: Path, picture
     assert loaded.card == "# A card\n"
     assert loaded.name == "pets"
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_the_size_of_training_images_is_kept_where_it_is_known(segmenter: Segmenter, folder: Path) -> None:
+    assert Segmenter.load_folder(folder).training_size is None  # a folder of before
+    known = copy.deepcopy(segmenter)
+    known.domain = Domain.of([Traits(0.1, 0.2, 0.0, 0.0, 0.9)], (512, 640))
+    known.save(folder)
+    assert Segmenter.load_folder(folder).training_size == (512, 640)
+    text = (folder / "traits.json").read_text()
+    damaged = [json.dumps(json.loads(text) | {"median_size": size}) for size in ([0, 5], [5], "5x5", "ab")]
+    for content in ("[", "[]", "{}", *damaged):
+        (folder / "traits.json").write_text(content)
+        with pytest.raises(SOTRError, match=r"traits\.json.* remove it, or copy"):
+            Segmenter.load_folder(folder)
+    (folder / "traits.json").write_text(json.dumps(json.loads(text) | {"median_size": None}))
+    assert Segmenter.load_folder(folder).training_size is None
 
 
 def test_a_digest_tells_weights_apart(saved: Path) -> None:

@@ -1,5 +1,6 @@
 """`sotr.predict`: what it writes, skips and says."""
 
+import copy
 import csv
 import json
 import os
@@ -20,6 +21,7 @@ from pycocotools.coco import COCO
 
 from sotr.cli import build_parser, run
 from sotr.config import SOTRConfig
+from sotr.data.traits import Domain, Traits
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model.segmenter import Segmenter
@@ -177,6 +179,10 @@ def test_that_an_image_was_shrunk_much_is_said(
     words = "1 picture shrunk by a factor of up to 5.0 to fit the size of the model's training images"
     assert words in capsys.readouterr().out
     predict([tmp_path], segmenter, tmp_path / "out", score=SCORE, tile="auto")
+    assert "shrunk by" not in capsys.readouterr().out
+    known = copy.copy(segmenter)
+    known.domain = Domain.of([Traits(0.0, 0.0, 0.0, 0.0, 0.0)], (5 * edge, 5 * edge))
+    predict([tmp_path], known, tmp_path / "known", score=SCORE)
     assert "shrunk by" not in capsys.readouterr().out
     assert build_parser("predict")[0].parse_args(["predict", "a.png", "--tile", "auto"]).predict.tile == "auto"
     assert build_parser("predict")[0].parse_args(["predict", "a.png", "--tile", "512"]).predict.tile == 512

@@ -17,11 +17,15 @@ from sotr.serving.sample import draw_sample
 
 
 class Server:
-    """`sotr serve` on a free port, which may open so many files; `url` ends with a slash."""
+    """`sotr serve` on a free port, which may open so many files; `url` ends with a slash.
 
-    def __init__(self, *arguments: str, files: int | None = None) -> None:
+    `script` is Python that runs before the command in its process.
+    """
+
+    def __init__(self, *arguments: str, files: int | None = None, script: str = "") -> None:
         limit = None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
-        command = [sys.executable, "-m", "sotr.cli", "serve", "--port", "0", *arguments]
+        program = f"{script}\nfrom sotr.cli import main\nmain()"
+        command = [sys.executable, "-c", program, "serve", "--port", "0", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
         )
@@ -44,8 +48,8 @@ class Server:
 
 
 @contextmanager
-def running(*arguments: str, files: int | None = None) -> Iterator[Server]:
-    server = Server(*arguments, files=files)
+def running(*arguments: str, files: int | None = None, script: str = "") -> Iterator[Server]:
+    server = Server(*arguments, files=files, script=script)
     try:
         yield server
     finally:

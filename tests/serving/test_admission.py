@@ -48,3 +48,29 @@ def test_a_slow_machine_lets_in_what_it_can_answer_in_half_the_time(seconds: flo
     assert admitted == expected
     wait = min(60, expected * seconds)
     assert int((refused[0].headers or {})["Retry-After"]) == pytest.approx(wait, abs=1)
+
+
+def test_one_address_has_three_quarters_of_the_places_at_most() -> None:
+    admission = Admission(Limits(max_requests=8), Metrics())
+    with ExitStack() as requests:
+        for _ in range(6):
+            requests.enter_context(admission.request("a"))
+        with pytest.raises(RequestError, match="busy with 6 requests of this address") as refused:
+            admission.refuse_if_full("a")
+        assert (refused.value.status, refused.value.code) == (503, "busy")
+        assert not admission.full
+        for _ in range(2):
+            requests.enter_context(admission.request("b"))
+        assert admission.full
+    for client in ("a", "b"):
+        admission.refuse_if_full(client)
+    alone = Admission(Limits(max_requests=1), Metrics())
+    with alone.request("a"):
+        assert alone.full
+    for _ in range(30):
+        admission.note_batch(1, 5)  # of which seven are in time
+    with ExitStack() as requests:
+        for _ in range(5):
+            requests.enter_context(admission.request("a"))
+        with pytest.raises(RequestError):
+            admission.refuse_if_full("a")

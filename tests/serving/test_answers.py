@@ -29,7 +29,7 @@ def instances_of(masks_IHW: np.ndarray) -> Instances:
 @given(some_masks)
 def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
     height, width = masks_IHW.shape[1:]
-    answer = json.loads(to_json(instances_of(masks_IHW), "m", "polygons"))
+    answer = json.loads(to_json(instances_of(masks_IHW), {"model": "m"}, "polygons"))
     Prediction.model_validate(answer)
     for found, mask_HW in zip(answer["objects"], masks_IHW, strict=True):
         if not mask_HW.any():
@@ -43,7 +43,7 @@ def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
 @given(some_masks)
 def test_png_masks_are_the_box_of_the_mask(masks_IHW: np.ndarray) -> None:
     masks_IHW[:, 0, 0] = True  # an empty picture is no PNG
-    answer = json.loads(to_json(instances_of(masks_IHW), "m", "png"))
+    answer = json.loads(to_json(instances_of(masks_IHW), {"model": "m"}, "png"))
     Prediction.model_validate(answer)
     for found, mask_HW in zip(answer["objects"], masks_IHW, strict=True):
         part = found["segmentation"]
@@ -55,7 +55,7 @@ def test_png_masks_are_the_box_of_the_mask(masks_IHW: np.ndarray) -> None:
 
 @pytest.mark.parametrize("masks", ["rle", "polygons", "png"])
 def test_no_objects(masks: str) -> None:
-    answer = json.loads(to_json(Instances.empty(["x"], [7], (3, 4)), "m", masks))  # type: ignore[arg-type]
+    answer = json.loads(to_json(Instances.empty(["x"], [7], (3, 4)), {"model": "m"}, masks))  # type: ignore[arg-type]
     assert answer == {
         "model": "m",
         "height": 3,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -43,22 +44,33 @@ def test_curl_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: p
     (tmp_path / "cells.png").write_bytes(sample)
     monkeypatch.chdir(tmp_path)
     lines = [line for line in LINES if line.startswith("curl ")]
-    assert len(lines) == 3
+    assert len(lines) == 5
     for line in lines:
         words = shlex.split(line.replace("http://127.0.0.1:8000/", server.url))
         answer = subprocess.run([words[0], "--silent", "--show-error", "--fail", *words[1:]], capture_output=True)
         assert answer.returncode == 0, answer.stderr
-        assert "-o" in words or json.loads(answer.stdout)["objects"]
+        answers = [] if "-o" in words else json.loads(answer.stdout).get("results", [json.loads(answer.stdout)])
+        assert all(each["objects"] for each in answers)
     assert Image.open("overlay.png").size == (1024, 768)  # small pictures are drawn on at twice their size
+    assert np.asarray(Image.open("labels.png")).max() > 20
 
 
-def test_python_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    server: Server,
+    sample: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "cells.png").write_bytes(sample)
     monkeypatch.chdir(tmp_path)
-    (source,) = blocks("python")
     names: dict[str, object] = {}
-    exec(compile(source.replace("http://127.0.0.1:8000/", server.url), "serving.md", "exec"), names)
+    for source in blocks("python"):
+        exec(compile(source.replace("http://127.0.0.1:8000/", server.url), "serving.md", "exec"), names)
     masks = names["masks"]
     assert isinstance(masks, list)
     assert len(masks) > 20
     assert masks[0].shape == (384, 512)
+    *_, good, bad = capsys.readouterr().out.splitlines()
+    assert int(good.removeprefix("cells.png ")) > 20
+    assert bad.startswith("broken.png what was sent")

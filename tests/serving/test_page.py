@@ -54,6 +54,11 @@ class Page:
     def choose(self, name: str, content: bytes, kind: str = "") -> None:
         self.page.set_input_files("#file", files=[{"name": name, "mimeType": kind, "buffer": content}])
 
+    def choose_all(self, files: dict[str, bytes]) -> None:
+        self.page.set_input_files(
+            "#file", files=[{"name": name, "mimeType": "", "buffer": content} for name, content in files.items()]
+        )
+
     def bring(self, event: str, name: str, content: str) -> None:
         """Drop or paste a file, whose content is a JavaScript expression."""
         kind, field = {"drop": ("DragEvent", "dataTransfer"), "paste": ("ClipboardEvent", "clipboardData")}[event]
@@ -318,10 +323,17 @@ def axe(page: Page) -> list[str]:
     return [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_state_is_accessible(browser: "playwright.Browser", server: Server, sample: bytes, scheme: str) -> None:
-    page = Page(browser, server, color_scheme=scheme)
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [({"color_scheme": "light"}, 1920), ({"color_scheme": "dark"}, 320), ({"forced_colors": "active"}, 800)],
+)
+def test_every_state_is_accessible_and_fits_the_window(
+    browser: "playwright.Browser", server: Server, sample: bytes, options: dict[str, object], width: int
+) -> None:
+    page = Page(browser, server, viewport={"width": width, "height": 800}, **options)
+    fits = f"document.documentElement.scrollWidth <= {width}"
     assert axe(page) == []
+    assert page.page.evaluate(fits)
     held: list[playwright.Route] = []
     page.page.route("**/predict*", lambda route: held.append(route))
     for _ in range(2):  # the first picture, and one while another is shown
@@ -339,7 +351,117 @@ def test_every_state_is_accessible(browser: "playwright.Browser", server: Server
     page.choose("notes.txt", b"not a picture", "text/plain")
     page.page.get_by_role("alert").wait_for()
     assert axe(page) == []
+    go: list[bool] = []
+    page.page.route("**/predict*", lambda route: route.continue_() if go else held.append(route))
+    page.choose_all({f"{'long' * 20}-{number}.png": sample for number in range(9)})
+    assert axe(page) == []
+    while not held:
+        page.page.wait_for_timeout(20)
+    go.append(True)
+    held.pop().continue_()
+    page.page.wait_for_selector("#strip-stop", state="hidden")
+    page.page.get_by_role("checkbox", name="Labels").check()
+    assert axe(page) == []
+    assert page.page.evaluate(fits)
     page.context.close()
+
+
+def test_several_pictures_are_looked_at_in_turn(page: Page, sample: bytes, expected: Instances) -> None:
+    turned = io.BytesIO()
+    Image.open(io.BytesIO(sample)).rotate(90, expand=True).save(turned, "PNG")
+    tiff = io.BytesIO()
+    Image.open(io.BytesIO(sample)).save(tiff, "TIFF")
+    busy = json.dumps({"error": {"code": "busy", "message": "the server is busy"}})
+    refusals = [1]
+
+    def refuse_once(route: "playwright.Route") -> None:
+        if refusals:
+            refusals.pop()
+            route.fulfill(status=503, headers={"Retry-After": "1"}, body=busy)
+        else:
+            route.continue_()
+
+    page.page.route("**/predict*", refuse_once)
+    page.choose_all({"a.png": sample, "notes.txt": b"no picture", "b.png": turned.getvalue(), "c.tif": tiff.getvalue()})
+    page.page.wait_for_selector("#panel:not([hidden])")
+    assert page.text("#about").startswith("a.png")  # while the others are looked at
+    page.wait_for("#strip-state", "3 of 4 pictures, 1 cannot be used")
+    assert page.predictions() == 5
+    frames = page.page.locator("#frames button")
+    count = int((expected.scores_I >= 0.3).sum())
+    assert frames.nth(0).inner_text().split() == ["a.png", str(count), "objects"]
+    assert frames.nth(1).inner_text().split()[1:] == ["cannot", "be", "used"]
+    assert frames.nth(0).get_attribute("aria-current") == "true"
+    for number, name, size in ((2, "b.png", "384 × 512"), (3, "c.tif", "512 × 384"), (0, "a.png", "512 × 384")):
+        frames.nth(number).click()
+        playwright.expect(page.page.locator("#about")).to_contain_text(f"{name} · {size} px")
+        assert page.page.locator("#frames [aria-current]").inner_text().split()[0] == name
+        assert page.page.locator("#objects li").count() == int(page.text("#count").split()[0])
+    assert page.predictions() == 5
+    page.page.locator("#score").fill("0.6")
+    assert frames.nth(0).inner_text().split()[1] == page.text("#count").split()[0]
+    frames.nth(1).click()
+    assert "“notes.txt” cannot be read" in page.text("#problem-text")
+    page.choose("d.png", sample, "image/png")
+    page.page.wait_for_selector("#view[aria-label^='d.png']")
+    assert page.page.locator("#strip").is_hidden()
+
+
+def test_a_strip_can_be_stopped(page: Page, sample: bytes) -> None:
+    held: list[playwright.Route] = []
+    page.page.route("**/predict*", lambda route: held.append(route))
+    page.choose_all({f"{number}.png": sample for number in range(30)})
+    page.wait_for("#problem-text", "24 pictures at a time: 6 were left out.")
+    while not held:
+        page.page.wait_for_timeout(20)
+    held.pop().continue_()
+    page.page.wait_for_selector("#panel:not([hidden])")
+    page.page.get_by_role("button", name="Stop").click()
+    page.wait_for("#strip-state", "1 of 24 pictures")
+    assert page.page.locator("#frames button:enabled").count() == 1
+
+
+def test_labels_are_written_on_objects(page: Page) -> None:
+    page.try_sample()
+    pixels = "document.getElementById('picture').toDataURL()"
+    plain = page.page.evaluate(pixels)
+    page.page.get_by_role("checkbox", name="Labels").check()
+    labeled = page.page.evaluate(pixels)
+    assert labeled != plain
+    name, content = page.download("Overlay PNG")
+    assert name == "sample.overlay.png"
+    page.page.get_by_role("checkbox", name="Labels").uncheck()
+    assert page.page.evaluate(pixels) == plain
+    white = [int((np.asarray(Image.open(io.BytesIO(each)).convert("RGB")).min(2) > 250).sum())
+             for each in (content, page.download("Overlay PNG")[1])]  # fmt: skip
+    assert white[0] > white[1] + 200
+
+
+def test_a_label_stands_inside_of_its_object(page: Page) -> None:
+    """The middle of a mask in two parts lies between them."""
+    script = """async ([width, rows]) => {
+        const { anchorOf } = await import('./masks.js');
+        return anchorOf({ x: 10, y: 20, width, height: rows.length / width, data: Uint8Array.from(rows) });
+    }"""
+    assert page.page.evaluate(script, [5, [1] * 25]) == [12.5, 22.5]
+    assert page.page.evaluate(script, [6, [1, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0]]) == [14.5, 20.5]
+
+
+def test_thirty_classes_have_colors_of_their_own(page: Page) -> None:
+    colors = page.page.evaluate(
+        """async () => {
+            const { colourOf } = await import('./drawing.js');
+            const { colors } = await (await fetch('model')).json();
+            const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+            return Array.from({ length: 30 }, (_, label) => {
+                context.fillStyle = colourOf(label, colors);
+                context.fillRect(0, 0, 1, 1);
+                return [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)];
+            });
+        }"""
+    )
+    distances = np.abs(np.array(colors)[:, None] - np.array(colors)[None]).sum(2) + 999 * np.eye(30, dtype=int)
+    assert distances.min() > 20
 
 
 def test_waiting_can_be_ended_and_tried_again(page: Page, sample: bytes) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,16 @@ from PIL import Image
 
 from sotr.cli import run
 from sotr.serving.protocol import listen
+from sotr.serving.service import PICTURES_AT_ONCE
 from tests.serving.conftest import Server, problem, running
 from tests.support.slow_files import jpeg_of_scans
 
-TIMEOUT = 2
+TIMEOUT = 4
 
 
 @pytest.fixture(scope="module")
 def strict() -> Server:  # type: ignore[misc]
-    """One request at a time, for two seconds."""
+    """One request at a time, for four seconds: machines may be busy."""
     with running("--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
         yield server
 
@@ -92,8 +94,7 @@ def test_slow_files_do_not_keep_the_service_from_working(sample: bytes) -> None:
         ThreadPoolExecutor(8) as clients,
     ):
         slow = [clients.submit(server.post, jpeg_of_scans(250, 12000)) for _ in range(4)]
-        while server.metric("sotr_decoders_busy") < 2:
-            time.sleep(0.02)
+        wait_for_decoders(server, 2)
         assert [problem(each.result())[:2] for each in slow] == [(504, "timeout")] * 4
         deadline = time.monotonic() + 5
         while server.metric("sotr_decoders_busy"):
@@ -102,13 +103,77 @@ def test_slow_files_do_not_keep_the_service_from_working(sample: bytes) -> None:
         assert server.metric("sotr_decoders_ended") >= 2
         assert server.post(sample).status_code == 200
         again = [clients.submit(server.post, body) for _ in range(2)]
-        while server.metric("sotr_decoders_busy") < 2:
-            time.sleep(0.02)
+        wait_for_decoders(server, 2)
         server.process.send_signal(signal.SIGTERM)
         output, errors = server.process.communicate(timeout=20)
         assert (server.process.returncode, output, errors) == (0, "stopped\n", "")
         for each in again:
             assert each.exception() is not None or each.result().status_code in (200, 504)
+
+
+def post_from(address: str, server: Server, body: bytes) -> httpx.Response:
+    """Answered to another of this machine's addresses."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=120) as http:
+        return http.post(server.url + "predict", content=body)
+
+
+def wait_for_decoders(server: Server, count: int) -> None:
+    while server.metric("sotr_decoders_busy") < count:
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address on Linux alone")
+def test_slow_files_of_one_address_keep_no_other_address_waiting_and_of_all_make_the_server_not_ready(
+    sample: bytes,
+) -> None:
+    """Within the limits of scans, pixels and processor time; a few such files used to hold all decoders."""
+    slow = jpeg_of_scans(250, 12000)
+    processes = PICTURES_AT_ONCE + 1
+    limits = ("--timeout", "60", "--max-pixels", "200000000")
+    with running("--engine", "pytorch", *limits) as server, ThreadPoolExecutor(processes + 4) as clients:
+        held = [clients.submit(post_from, "127.0.0.2", server, slow) for _ in range(processes + 2)]
+        wait_for_decoders(server, PICTURES_AT_ONCE)
+        assert server.post(sample).status_code == 200
+        assert not any(each.done() for each in held), "the slow files were too quick for this test"
+        assert server.http.get("readyz").status_code == 200
+        another = clients.submit(post_from, "127.0.0.3", server, slow)
+        wait_for_decoders(server, processes)
+        while (answer := server.http.get("readyz")).status_code == 200:
+            time.sleep(0.1)
+        assert problem(answer)[:2] == (503, "stuck")
+        assert "images have been decoded for" in problem(answer)[2]
+        assert answer.headers["retry-after"] == "5"
+        assert server.http.get("healthz").status_code == 200
+        assert not another.done()
+        server.process.kill()  # nobody waits for what these files come to
+
+
+ENDLESS = """
+import time
+from sotr.model.segmenter import Segmenter
+segment = Segmenter.segment
+def endless(self, batch, **options):
+    if batch[0].original_size == (5, 5):
+        time.sleep(3600)
+    return segment(self, batch, **options)
+Segmenter.segment = endless
+"""
+"""A network that does not come to an end with one small image, as a driver that hangs makes it."""
+
+
+def test_the_process_ends_even_if_its_network_does_not() -> None:
+    """Threads cannot be ended, and Python waits for them when it leaves."""
+    picture = io.BytesIO()
+    Image.new("RGB", (5, 5)).save(picture, "PNG")
+    with running("--engine", "pytorch", "--timeout", "3", script=ENDLESS) as server:
+        assert problem(server.post(picture.getvalue()))[:2] == (504, "timeout")
+        while server.metric("sotr_network_seconds") < 3:
+            time.sleep(0.1)
+        assert problem(server.http.get("readyz"))[:2] == (503, "stuck")
+        server.process.send_signal(signal.SIGTERM)
+        output, errors = server.process.communicate(timeout=60)
+    assert (server.process.returncode, output) == (0, "stopped\n")
+    assert errors == "warning: work that did not come to an end was given up\n"
 
 
 def test_a_server_that_may_open_few_files_serves_and_says_little(sample: bytes) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sotr
+from sotr.data import find_data
 from sotr.errors import SOTRError
 from sotr.evaluation import evaluate
 from sotr.training import TrainingInterrupted, TrainingSummary, train
@@ -115,6 +116,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
     assert summary == TrainingSummary(out, out / "model", json.loads((out / "metrics.json").read_text()))
     assert model.class_names == ("disc", "box", "bar")
     assert model.category_ids == (3, 17, 90)
+    assert model.training_size == find_data(str(coco_folder))[0].median_size  # type: ignore[union-attr]
     assert model.config.image_size == 64
     assert model.config.max_image_size == round(640 * 64 / 384)
     assert (model.decode_options.max_objects, model.decode_options.max_candidates) == (7, 500)

@@ -11,13 +11,11 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-import numpy as np
-
 from sotr.errors import SOTRError
 from sotr.files import atomic_write
 from sotr.masks.polygons import EXACT
 from sotr.results.instances import Instances
-from sotr.results.outlines import polygons_of
+from sotr.results.label_studio import Control, prediction
 
 IMAGE, LABEL = "image", "label"
 """Names that a Label Studio project gives to its image and to its labels; regions refer to them."""
@@ -88,32 +86,8 @@ def to_label_studio(instances: Instances, image: str, model: str, tolerance: flo
         model: what to call the prediction's origin.
         tolerance: as of `sotr.masks.polygons.polygons`.
     """
-    height, width = instances.image_size
-    percent = np.array([100 / width, 100 / height])
-    regions = [
-        {
-            "id": f"{i}-{part}",
-            "type": "polygonlabels",
-            "from_name": LABEL,
-            "to_name": IMAGE,
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "score": round(float(instances.scores_I[i]), 4),
-            "value": {
-                "points": np.round(polygon * percent, 9).tolist(),
-                "closed": True,
-                "polygonlabels": [instances.class_names[instances.labels_I[i]]],
-            },
-        }
-        for i in range(len(instances))
-        for part, polygon in enumerate(polygons_of(instances, i, tolerance))
-    ]
-    mean = float(instances.scores_I.mean()) if len(instances) else 0.0
-    return {
-        "data": {IMAGE: image},
-        "predictions": [{"model_version": model, "score": round(mean, 4), "result": regions}],
-    }
+    control = Control("polygonlabels", LABEL, IMAGE, IMAGE, {name: name for name in instances.class_names})
+    return {"data": {IMAGE: image}, "predictions": [prediction(instances, control, model, tolerance)]}
 
 
 def _read(path: Path) -> tuple[Sequence[str], str, list[tuple[str, Instances]]]:

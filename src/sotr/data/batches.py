@@ -136,7 +136,7 @@ def domain_of(coco: CocoDataset, config: SOTRConfig, most: int = 500) -> Domain 
             found.append(Traits.of(load_picture(coco, index, config.intensity_percentiles)))
         except SOTRError:  # training has told of it
             continue
-    return Domain.of(found) if found else None
+    return Domain.of(found, coco.median_size) if found else None
 
 
 class TrainDataset(Dataset[Sample]):

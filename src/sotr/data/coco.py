@@ -71,6 +71,12 @@ class CocoDataset:
         return len(self.image_ids)
 
     @property
+    def median_size(self) -> tuple[int, int]:
+        """Median height and median width of the images, of which there is at least one."""
+        height, width = np.median(self.sizes_N2, axis=0)
+        return int(height), int(width)
+
+    @property
     def skipped(self) -> tuple[int, ...]:
         """Ids of annotations, crowds aside, whose mask has no pixels: training leaves them out."""
         return tuple(self.annotation_ids[(self.boxes[:, 2] == 0) & ~self.iscrowd].tolist())

@@ -25,21 +25,40 @@ MUCH_SHRUNK = 2.0
 """Factor by which an image may be shrunk to the sizes of a model before people are told."""
 
 
-def shrinking(height: int, width: int, edges: tuple[int, int]) -> float:
-    """The factor by which an image is shrunk to a model's sizes, shortest and longest edge; below 1 it is enlarged."""
-    return 1 / resize_ratio(height, width, *edges)
+Size = tuple[int, int]
+"""Height and width of an image, or a model's shortest edge and cap of the longest, in pixels."""
 
 
-def notes_on_size(size: tuple[int, int], edges: tuple[int, int], remedy: str) -> list[str]:
-    """One line about an image of this height and width that was shrunk by more than `MUCH_SHRUNK`, else nothing.
+def shrinking(height: int, width: int, edges: Size, usual: Size | None = None) -> float:
+    """The factor by which an image is shrunk to a model's sizes more than the training images; below 1 less.
 
     Args:
-        size: its height and width.
+        height, width: of the image.
         edges: shortest edge to which the model resizes images, and cap of the longest.
+        usual: height and width of a common training image; None where nobody knows: it was not resized.
+    """
+    factor = 1 / resize_ratio(height, width, *edges)
+    return factor if usual is None else factor * resize_ratio(*usual, *edges)
+
+
+def good_tile(edges: Size, usual: Size | None = None) -> int:
+    """Side of tiles in which objects are as large to the network as in the training images; see `shrinking`."""
+    return max(1, round(edges[0] / (1 if usual is None else resize_ratio(*usual, *edges))))
+
+
+def notes_on_size(size: Size, edges: Size, usual: Size | None, remedy: str) -> list[str]:
+    """One line about an image that was shrunk by more than `MUCH_SHRUNK`, else nothing; see `shrinking`.
+
+    Args:
         remedy: what to do; "{tile}" in it becomes a good side of a tile.
     """
-    factor = shrinking(*size, edges)
+    factor = shrinking(*size, edges, usual)
     if factor <= MUCH_SHRUNK:
         return []
-    text = f"the image was shrunk by a factor of {factor:.1f} to fit the size of the model's training images"
-    return [f"{text}; {remedy.format(tile=edges[0])}"]
+    text = f"the image was shrunk by a factor of {factor:.1f} {compared(usual)}"
+    return [f"{text}; {remedy.format(tile=good_tile(edges, usual))}"]
+
+
+def compared(usual: Size | None) -> str:
+    """To what the factor of `shrinking` compares an image."""
+    return f"{'to fit the size of' if usual is None else 'more than'} the model's training images"

@@ -62,12 +62,14 @@ class Domain:
     """How many were looked at."""
     low: Traits
     high: Traits
+    median_size: tuple[int, int] | None = None
+    """Height and width of a common one, in pixels, if it is known."""
 
     @classmethod
-    def of(cls, traits: Iterable[Traits]) -> "Domain":
+    def of(cls, traits: Iterable[Traits], median_size: tuple[int, int] | None = None) -> "Domain":
         """The range of some images' traits; at least one."""
         values = np.array([astuple(each) for each in traits])
-        return cls(len(values), Traits(*values.min(0).tolist()), Traits(*values.max(0).tolist()))
+        return cls(len(values), Traits(*values.min(0).tolist()), Traits(*values.max(0).tolist()), median_size)
 
     def unlike(self, traits: Traits) -> list[str]:
         """The traits, brightness of the peaks aside, in which an image lies outside of this range."""
@@ -96,9 +98,13 @@ class Domain:
         """
         names = [field.name for field in fields(Traits)]
         try:
-            ends = [Traits(*(float(values[end][name]) for name in names)) for end in ("low", "high")]
+            low, high = (Traits(*(float(values[end][name]) for name in names)) for end in ("low", "high"))
             if values["images"] < 1:
                 raise ValueError("no images")
-            return cls(int(values["images"]), *ends)
+            size = values.get("median_size")
+            if size is not None and (len(size) != 2 or min(size) < 1):
+                raise ValueError("no size")
+            median_size = None if size is None else (int(size[0]), int(size[1]))
+            return cls(int(values["images"]), low, high, median_size)
         except (KeyError, TypeError, ValueError) as error:
             raise SOTRError(f"has damaged traits of the training images ({type(error).__name__}: {error})") from None

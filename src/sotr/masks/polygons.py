@@ -46,7 +46,8 @@ def polygons(mask_hw: NDArray[np.bool_], tolerance: float = 0.0) -> list[Polygon
 
 def rings(mask_hw: NDArray[np.bool_]) -> list[list[Polygon]]:
     """The parts of a mask as simple-features tools want them (GeoJSON, shapely, JTS): of each its outline, then its
-    holes. No line crosses or touches itself, so that pixels that touch at corners are two parts.
+    holes. No line crosses or touches itself, so that pixels that touch at corners are two parts. Outlines run
+    counterclockwise as they are seen, holes clockwise.
 
     Args:
         mask_hw: rows x columns.
@@ -59,12 +60,19 @@ def rings(mask_hw: NDArray[np.bool_]) -> list[list[Polygon]]:
     for loop in (simple for whole in _loops(mask_hw, joined=False) for simple in _simple(whole)):
         x, y = min(loop, key=lambda corner: (corner[1], corner[0]))
         if mask_hw[y, x]:
-            outer[int(parts_hw[y, x])] = [np.array(loop, np.float64)]
+            outer[int(parts_hw[y, x])] = [_turned(loop, clockwise=False)]
         else:
-            holes.append((int(parts_hw[y - 1, x]), np.array(loop, np.float64)))
+            holes.append((int(parts_hw[y - 1, x]), _turned(loop, clockwise=True)))
     for part, hole in holes:
         outer[part].append(hole)
     return list(outer.values())
+
+
+def _turned(loop: list[Corner], clockwise: bool) -> Polygon:
+    ring = np.array(loop, np.float64)
+    after = np.roll(ring, -1, 0)
+    is_clockwise = float((ring[:, 0] * after[:, 1] - after[:, 0] * ring[:, 1]).sum()) > 0  # y points down
+    return ring if is_clockwise == clockwise else ring[::-1]
 
 
 def _simple(loop: list[Corner]) -> Iterator[list[Corner]]:

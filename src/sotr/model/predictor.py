@@ -44,6 +44,11 @@ class Predictor(ABC, Generic[Prepared]):
     domain: Domain | None
 
     @property
+    def training_size(self) -> tuple[int, int] | None:
+        """Height and width of a common training image, or None where nobody knows."""
+        return self.domain.median_size if self.domain is not None else None
+
+    @property
     @abstractmethod
     def edges(self) -> tuple[int, int]:
         """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""

@@ -19,6 +19,7 @@ from sotr.errors import SOTRError
 from sotr.files import atomic_write
 from sotr.prediction.inputs import Picked
 from sotr.prediction.output import write_png
+from sotr.results.geojson import feature_collection
 from sotr.results.instances import Instances
 from sotr.results.measure import INTENSITY_COLUMNS, SHAPE_COLUMNS
 from sotr.results.outlines import rings_of
@@ -104,23 +105,8 @@ def _composite(rings: Sequence[NDArray[np.float64]], name: str) -> Any:
 
 def write_geojson(path: Path, instances: Instances) -> None:
     """Write the outlines as GeoJSON with the properties that QuPath knows, in pixels."""
-    features = []
-    for i, (label, score) in enumerate(zip(instances.labels_I, instances.scores_I, strict=True)):
-        parts = [[[*ring.tolist(), ring[0].tolist()] for ring in part] for part in rings_of(instances, i)]
-        if not parts:
-            continue
-        shape = {"type": "Polygon", "coordinates": parts[0]}
-        if len(parts) > 1:
-            shape = {"type": "MultiPolygon", "coordinates": parts}
-        properties = {
-            "objectType": "detection",
-            "name": str(i + 1),
-            "classification": {"name": instances.class_names[label]},
-            "measurements": {"label": i + 1, "score": round(float(score), 6)},
-        }
-        features.append({"type": "Feature", "geometry": shape, "properties": properties})
     with atomic_write(path, "w") as file:
-        json.dump({"type": "FeatureCollection", "features": features}, file, ensure_ascii=False)
+        json.dump(feature_collection(instances), file, ensure_ascii=False)
 
 
 def write_crops(folder: Path, instances: Instances, image_HW3: NDArray[np.uint8]) -> list[Path]:

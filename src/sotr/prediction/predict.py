@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from sotr.data.choice import ALL, MAX, Choice
 from sotr.data.images import MAX_PIXELS
+from sotr.data.sizes import good_tile
 from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.model.predictor import ENGINE_AFTER, Predictor
@@ -53,7 +54,7 @@ from sotr.prediction.pipeline import FILE_SECONDS, Segmentation, Segmented, Wait
 from sotr.prediction.report import Remarks, Report, counted, print_failures, progress, some
 from sotr.prediction.shards import choose_shard, device_of_rank, predict_shard
 from sotr.prediction.videos import check_packages, predict_videos
-from sotr.tiling import OVERLAP
+from sotr.tiling import MIN_TILE, OVERLAP
 
 TOO_LARGE = {"masks": "masks", "labels": "label images", "crops": "crops"}
 """What is not written of very large images, and what messages call it."""
@@ -165,7 +166,7 @@ def predict(
             each channel. Units are in the names of the columns.
         tile: segment pictures of any size in overlapping tiles of so many pixels a side, and merge their objects. The
             model resizes a tile like any picture: choose it such that objects look as large as in the training data.
-            auto takes the size of the model's training images.
+            auto takes tiles in which objects are as large to the network as in its training images.
         overlap: part of a tile's side that it shares with the next one, above 0 and at most 0.5.
         shard: which share of the pictures is this process's, from 0; by default its rank.
         shards: how many shares there are; by default the number of processes.
@@ -228,7 +229,7 @@ def predict(
     if decode is not None:
         model.change_decoding(decode)
     if tile == "auto":
-        tile = model.edges[0]
+        tile = max(MIN_TILE, good_tile(model.edges, model.training_size))
     if score is None:
         score = model.options_for(None, None).score_threshold
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, choice, no_overlap)
@@ -303,7 +304,7 @@ def _predict_pictures(
     names = output_names(own_paths, relative_names(own_paths)[1], out)
     report = Report(one_class=len(model.class_names) == 1)
     given = segmentation.choice.intensity is not None or model.intensity is not None
-    remarks = Remarks(model.edges, model.domain, given, segmentation.tile is not None)
+    remarks = Remarks(model.edges, model.training_size, model.domain, given, segmentation.tile is not None)
     failures: list[tuple[str, str]] = []
     undrawn = large = 0
     info = {

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sotr.data.sizes import MUCH_SHRUNK, shrinking
+from sotr.data.sizes import MUCH_SHRUNK, compared, shrinking
 from sotr.data.traits import DIM, Domain, Traits
 from sotr.masks.run_lengths import runs_of
 from sotr.results.instances import Instances
@@ -83,6 +83,8 @@ class Remarks:
 
     edges: tuple[int, int]
     """Shortest edge to which the model resizes images, and cap of the longest."""
+    training_size: tuple[int, int] | None
+    """Height and width of a common training image."""
     domain: Domain | None
     """How its training images look."""
     given_range: bool
@@ -96,7 +98,7 @@ class Remarks:
 
     def add(self, name: str, size: tuple[int, int], traits: Traits | None) -> None:
         """Look at one image of this height and width."""
-        if not self.tiled and (factor := shrinking(*size, self.edges)) > MUCH_SHRUNK:
+        if not self.tiled and (factor := shrinking(*size, self.edges, self.training_size)) > MUCH_SHRUNK:
             self.shrunk, self.most_shrunk = self.shrunk + 1, max(self.most_shrunk, factor)
         if traits is None:
             return
@@ -110,8 +112,8 @@ class Remarks:
         found = []
         if self.shrunk:
             found.append(
-                f"{counted(self.shrunk, 'picture')} shrunk by a factor of up to {self.most_shrunk:.1f} to fit the size "
-                "of the model's training images; to find small objects, use --tile auto"
+                f"{counted(self.shrunk, 'picture')} shrunk by a factor of up to {self.most_shrunk:.1f} "
+                f"{compared(self.training_size)}; to find small objects, use --tile auto"
             )
         if self.dim:
             found.append(

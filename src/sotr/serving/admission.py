@@ -1,6 +1,7 @@
 """Who is let in: as many requests as can be answered in time, and the others are told so at once."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -15,7 +16,7 @@ PIECE = 1 << 16
 """Bytes of an answer that are handed to the connection at a time."""
 
 MAX_TILES = 2000
-"""Tiles of an image, at most."""
+"""Tiles of an image, or images of a request, at most."""
 
 
 class Answer(Response):
@@ -60,12 +61,19 @@ class Admission:
         self._metrics = metrics
         self._active = 0
         self._more = 0
+        self._of: Counter[str] = Counter()
         self._seconds_per_picture = 0.0
 
     @property
     def expected_wait(self) -> float:
         """Seconds until the requests under way are answered, by the pace of the last ones."""
         return (self._active + self._more) * self._seconds_per_picture
+
+    @property
+    def places(self) -> int:
+        """Requests that can be under way: where the pace of the last ones wants it, fewer than the limit."""
+        in_time = self._limits.timeout / 2 // self._seconds_per_picture + 1 if self._seconds_per_picture else math.inf
+        return int(min(self._limits.max_requests, in_time))
 
     @property
     def full(self) -> bool:
@@ -76,48 +84,52 @@ class Admission:
         """Learn the pace from a batch that has gone through the network."""
         self._seconds_per_picture += 0.3 * (seconds / pictures - self._seconds_per_picture)
 
-    def refuse_if_full(self) -> None:
-        """Tell who comes that there is no place, before the image is read.
+    def refuse_if_full(self, client: str = "") -> None:
+        """Tell who comes that there is no place, or none for one more of this address, before the image is read.
 
         Raises:
             RequestError: the server is full.
         """
-        if self.full:
+        crowded = bool(client) and self._of[client] >= max(1, self.places * 3 // 4)
+        if self.full or crowded:
             self._metrics.shed.inc()
             seconds = max(1, math.ceil(min(60.0, self.expected_wait)))
-            message = f"the server is busy with {self._active} requests; try again in {seconds} s"
+            requests = f"{self._of[client]} requests of this address" if crowded else f"{self._active} requests"
+            message = f"the server is busy with {requests}; try again in {seconds} s"
             raise RequestError(503, "busy", message, {"Retry-After": str(seconds)})
 
-    def refuse_if_too_long(self, tiles: int) -> None:
-        """Refuse an image of more tiles than can be done in time, by the pace of the last ones.
+    def refuse_if_too_long(self, images: int, code: str, what: str, remedy: str) -> None:
+        """Refuse what takes more images, or tiles, than can be done in time, by the pace of the last ones.
 
         Raises:
-            RequestError: names the remedy.
+            RequestError: of that code, says what would be too many and names the remedy.
         """
-        seconds = tiles * self._seconds_per_picture
-        if tiles > MAX_TILES or seconds > self._limits.timeout:
-            message = f"the image would be cut into {tiles} tiles, which is more than can be done in time"
-            raise RequestError(422, "too_many_tiles", f"{message}; choose a larger tile, or send parts of the image")
+        if images > MAX_TILES or images * self._seconds_per_picture > self._limits.timeout:
+            raise RequestError(422, code, f"{what}, which is more than can be done in time; {remedy}")
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request in while the block runs.
+    def request(self, client: str = "") -> Iterator[None]:
+        """Count a request of an address in while the block runs.
 
         Raises:
             RequestError: the server is full.
         """
-        self.refuse_if_full()
+        self.refuse_if_full(client)
         self._active += 1
+        self._of[client] += 1
         self._metrics.in_flight.inc()
         try:
             yield
         finally:
             self._active -= 1
+            self._of[client] -= 1
+            if not self._of[client]:
+                del self._of[client]
             self._metrics.in_flight.dec()
 
     @contextmanager
     def more(self, images: int) -> Iterator[None]:
-        """Count a request as so many more while the block runs: those tiles go through the network one by one."""
+        """Count a request as so many more while the block runs: its tiles or images take their turns."""
         self._more += images
         try:
             yield

@@ -1,21 +1,26 @@
-"""Instances as the answers of the service: JSON with masks of three kinds, or the overlay."""
+"""Instances as the answers of the service: JSON with masks of three kinds, a label image, GeoJSON, or the overlay."""
 
 import base64
 import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from sotr.masks.polygons import flat
+from sotr.results.geojson import feature_collection
 from sotr.results.instances import Instances
 from sotr.results.outlines import polygons_of
+from sotr.serving.exchange import compact
+from sotr.serving.problems import ProblemDetails
 
 MaskKind = Literal["rle", "polygons", "png"]
+
+Format = Literal["json", "overlay", "labels", "geojson"]
 
 
 class ClassName(BaseModel):
@@ -51,10 +56,9 @@ class FoundObject(BaseModel):
     segmentation: RLEMask | list[list[float]] | PNGMask = Field(description="the mask, as `masks` asked for it")
 
 
-class Prediction(BaseModel):
-    """The objects of a picture, best score first."""
+class Objects(BaseModel):
+    """The objects of an image, best score first."""
 
-    model: str
     height: int
     width: int
     classes: list[ClassName]
@@ -62,9 +66,35 @@ class Prediction(BaseModel):
     notes: list[str] = Field(default=[], description="what to know about this answer, in lines of plain text")
 
 
-def to_json(instances: Instances, model: str, masks: MaskKind, notes: Sequence[str] = ()) -> bytes:
-    """The body of a JSON answer, see `Prediction`."""
-    answer: dict[str, Any] = {"model": model, **instances.to_json(), "notes": list(notes)}
+class Prediction(Objects):
+    """The answer for one image."""
+
+    model: str
+
+
+class Failed(BaseModel):
+    """An image of several that cannot be used."""
+
+    name: str
+    error: ProblemDetails
+
+
+class Named(Objects):
+    """The objects of one image of several."""
+
+    name: str = Field(description="as the client named it, or its position")
+
+
+class Predictions(BaseModel):
+    """The answer for several images, in their order."""
+
+    model: str
+    results: list[Named | Failed]
+
+
+def to_json(instances: Instances, head: Mapping[str, str], masks: MaskKind, notes: Sequence[str] = ()) -> bytes:
+    """The objects as JSON behind what `head` says, see `Prediction`."""
+    answer: dict[str, Any] = {**head, **instances.to_json(), "notes": list(notes)}
     if masks != "rle":
         for i, found in enumerate(answer["objects"]):
             found["segmentation"] = (
@@ -72,7 +102,23 @@ def to_json(instances: Instances, model: str, masks: MaskKind, notes: Sequence[s
                 if masks == "polygons"
                 else _png_mask(*instances.mask_crop(i))
             )
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return compact(answer)
+
+
+def to_geojson(instances: Instances) -> bytes:
+    """The objects as a GeoJSON FeatureCollection."""
+    return compact(feature_collection(instances))
+
+
+def to_label_image(instances: Instances, tiff: bool) -> tuple[bytes, str]:
+    """A file whose pixels are 0, or an object's position plus 1, and its content type: a PNG of 16 bits, or a TIFF if
+    that is asked for or there are more objects than 16 bits can number."""
+    labels_HW, buffer = instances.label_image(), io.BytesIO()
+    if tiff or labels_HW.dtype != np.uint16:
+        tifffile.imwrite(buffer, labels_HW, compression="zlib")
+        return buffer.getvalue(), "image/tiff"
+    Image.fromarray(labels_HW).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue(), "image/png"
 
 
 def to_png(image: NDArray[np.uint8]) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -13,21 +13,24 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
+from sotr.data.sizes import good_tile
 from sotr.model.predictor import Predictor
 from sotr.results.drawing import COLORS
-from sotr.serving.answers import MaskKind
+from sotr.serving.answers import Format, MaskKind
 from sotr.serving.door import Door
 from sotr.serving.interface import (
     ACCESS_PROBLEMS,
     BUSY,
     DESCRIPTION,
     IMAGE_BODY,
+    IMAGES_BODY,
     PREDICTED,
     PROBLEMS,
     UPRIGHT,
     ModelDescription,
     Status,
 )
+from sotr.serving.label_studio import LabelStudio, add_label_studio
 from sotr.serving.monitor import Monitor
 from sotr.serving.problems import RequestError, add_problem_handlers
 from sotr.serving.protocol import quiet_when_full
@@ -61,6 +64,7 @@ def create_app(
     sample: bytes,
     access_log: bool,
     access: Access = Access(),  # noqa: B008  # it is frozen
+    studio: LabelStudio | None = None,
 ) -> FastAPI:
     """The ASGI application.
 
@@ -71,6 +75,7 @@ def create_app(
         sample: a picture file that the page offers to try.
         access_log: write a line of JSON per request to standard error.
         access: who may ask.
+        studio: a Label Studio to which the model is a backend.
     """
     service = Service(segmenter, limits, batch_size)
 
@@ -104,7 +109,11 @@ def create_app(
         )
     app.add_middleware(Monitor, metrics=service.metrics, access_log=access_log)
     add_problem_handlers(app)
-    _add_picture_routes(app, service)
+    # An exported file gives no objects below the score that it was exported for.
+    usual_score = max(USUAL_SCORE, segmenter.decode_options.score_threshold)
+    _add_picture_routes(app, service, usual_score)
+    if studio is not None:
+        app.include_router(add_label_studio(service, studio, usual_score))
     _add_information_routes(app, service, sample)
     _add_probes(app, service)
     _add_page(app, files)
@@ -123,14 +132,11 @@ def _add_page(app: FastAPI, files: frozenset[str]) -> None:
             app.add_route(path, file, methods=["GET"], include_in_schema=False)
 
 
-def _add_picture_routes(app: FastAPI, service: Service) -> None:
-    # An exported file gives no objects below the score that it was exported for.
-    usual_score = max(USUAL_SCORE, service.segmenter.decode_options.score_threshold)
-
+def _add_picture_routes(app: FastAPI, service: Service, usual_score: float) -> None:
     @app.post(
         "/predict",
         summary="Segment a picture",
-        openapi_extra=IMAGE_BODY,
+        openapi_extra=IMAGES_BODY,
         responses={200: PREDICTED, **PROBLEMS},
     )
     async def predict(
@@ -140,7 +146,11 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
             int | None, Query(ge=1, le=MAX_OBJECTS, description="at most so many objects; default: the model's")
         ] = None,
         format: Annotated[
-            Literal["json", "overlay"], Query(description="the objects, or the picture with them drawn on it, as PNG")
+            Format,
+            Query(
+                description="the objects as JSON or GeoJSON; the picture with them drawn on it, as PNG; or a label "
+                "image (0, or an object's position plus 1) as 16-bit PNG, or TIFF if Accept asks for image/tiff"
+            ),
         ] = "json",
         masks: Annotated[
             MaskKind,
@@ -158,7 +168,9 @@ def _add_picture_routes(app: FastAPI, service: Service) -> None:
             float, Query(gt=0, le=0.5, description="part of a tile's side that it shares with the next one")
         ] = OVERLAP,
     ) -> Response:
-        """Finds the objects in one picture. Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""
+        """Finds the objects in one picture, or in each of several.
+
+        Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""
         return await service.predict(request, Settings(score, max_objects, format, masks, tile, overlap))
 
     @app.post(
@@ -185,7 +197,11 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
             "name": segmenter.name,
             "version": version("sotr"),
             "device": str(segmenter.device),
-            "input": {"shortest_edge": shortest, "longest_edge": longest},
+            "input": {
+                "shortest_edge": shortest,
+                "longest_edge": longest,
+                "tile": max(MIN_TILE, good_tile(segmenter.edges, segmenter.training_size)),
+            },
             "classes": [{"id": number, "name": name} for number, name in classes],
             "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS],
             "lowest_score": decoding.score_threshold,

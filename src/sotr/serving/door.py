@@ -1,5 +1,6 @@
 """The door: under which names the server answers, whose pages may ask it, and the key."""
 
+import base64
 import hmac
 from urllib.parse import urlsplit
 
@@ -55,7 +56,7 @@ class Door:
         # Browsers ask without the key whether they may ask with it.
         if self.access.key is None or scope["method"] == "OPTIONS" or self._is_open(scope["path"]):
             return None
-        shown = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        shown = headers.get("x-api-key") or _authorized(headers.get("authorization", ""))
         if hmac.compare_digest(shown.encode(), self.access.key.encode()):
             return None
         message = "a wrong key" if shown else "no key"
@@ -73,6 +74,17 @@ class Door:
 
     def _is_open(self, path: str) -> bool:
         return path in self.open or path.startswith(OPEN_PLACES)
+
+
+def _authorized(header: str) -> str:
+    """The key in an Authorization header; of a name and a password, as Label Studio sends them, the password."""
+    scheme, _, shown = header.partition(" ")
+    if scheme.lower() != "basic":
+        return shown if scheme == "Bearer" else header
+    try:
+        return base64.b64decode(shown).decode().partition(":")[2]
+    except ValueError:
+        return shown
 
 
 def _name(host: str) -> str:

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from sotr.serving.answers import ClassName, Prediction
-from sotr.serving.intake import FIELD
+from sotr.serving.answers import ClassName, Prediction, Predictions
+from sotr.serving.intake import FIELD, MAX_IMAGES
 from sotr.serving.problems import Problem
 
 DESCRIPTION = """
@@ -21,17 +21,36 @@ _FILE = {"type": "string", "format": "binary"}
 _RETRY = {"Retry-After": {"description": "seconds until it is worth to try again", "schema": {"type": "integer"}}}
 _ALLOW = {"Allow": {"description": "the methods that there are", "schema": {"type": "string"}}}
 
-IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": f"One picture: as multipart field `{FIELD}`, or as the body itself.",
-        "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: _FILE}}},
-            "application/octet-stream": {"schema": _FILE},
-            "image/*": {"schema": _FILE},
-        },
-    }
+_BASE64 = {"type": "string", "contentEncoding": "base64", "description": "the file; a data: address will do, too"}
+_ONE_JSON = {"type": "object", "required": [FIELD], "properties": {FIELD: _BASE64}, "additionalProperties": False}
+_NAMED_JSON = {**_ONE_JSON, "properties": {FIELD: _BASE64, "name": {"type": "string"}}}
+_LIST_JSON = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"anyOf": [_NAMED_JSON, _BASE64]}}
+_SEVERAL_JSON = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {"images": _LIST_JSON},
+    "additionalProperties": False,
 }
+
+
+def _body(description: str, form: dict[str, Any], json: dict[str, Any]) -> dict[str, Any]:
+    content = {
+        "multipart/form-data": {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: form}}},
+        "application/json": {"schema": json},
+        "application/octet-stream": {"schema": _FILE},
+        "image/*": {"schema": _FILE},
+    }
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+IMAGE_BODY = _body(f"One picture: as multipart field `{FIELD}`, in JSON, or as the body itself.", _FILE, _ONE_JSON)
+
+IMAGES_BODY = _body(
+    f"One picture: as multipart field `{FIELD}`, in JSON, or as the body itself; or up to {MAX_IMAGES}, each as such a "
+    "field, or as a list in JSON.",
+    {"anyOf": [_FILE, {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _FILE}]},
+    {"anyOf": [_ONE_JSON, _SEVERAL_JSON]},
+)
 
 BUSY: dict[str, Any] = {
     "model": Problem,
@@ -52,13 +71,17 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "the picture came too slowly"},
     413: {"model": Problem, "description": "the picture has too many bytes or pixels"},
     415: {"model": Problem, "description": "neither a form nor a picture, or compressed once more"},
-    422: {"model": Problem, "description": "no readable picture, or a setting unknown or out of range"},
+    422: {"model": Problem, "description": "no readable picture, too many, or a setting unknown or out of range"},
     503: BUSY,
     504: {"model": Problem, "description": "time is up"},
 }
 
 PNG = {"image/png": {"schema": _FILE}}
-PREDICTED: dict[str, Any] = {"model": Prediction, "content": PNG, "description": "the objects, or the overlay"}
+PREDICTED: dict[str, Any] = {
+    "model": Prediction | Predictions,
+    "content": {**PNG, "image/tiff": {"schema": _FILE}, "application/geo+json": {"schema": {"type": "object"}}},
+    "description": "the objects in the format that was asked for; of several images one result each, in their order",
+}
 UPRIGHT: dict[str, Any] = {"content": PNG, "description": "the picture"}
 
 
@@ -67,6 +90,7 @@ class InputSize(BaseModel):
 
     shortest_edge: int
     longest_edge: int = Field(description="cap of the longest edge")
+    tile: int = Field(description="side of tiles in which objects are as large as in the training images")
 
 
 class AcceptedLimits(BaseModel):

@@ -26,7 +26,8 @@ class RequestError(Exception):
     """
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
+        # What clients send may hold halves of characters, which cannot be written.
+        super().__init__(message.encode("utf-8", "replace").decode())
         self.status = status
         self.code = code
         self.headers = headers

@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from sotr.data.images import load_image
+from sotr.errors import SOTRError
 from sotr.loading import load
 from sotr.serving.answers import to_png
 from sotr.serving.app import create_app
+from sotr.serving.label_studio import LabelStudio
 from sotr.serving.monitor import json_logging
 from sotr.serving.protocol import at_one_time, guarded_protocol, listen, most_connections
 from sotr.serving.sample import draw_sample
@@ -45,6 +47,8 @@ def serve(
     auth: bool = True,
     allowed_hosts: str | None = None,
     cors_origin: str | None = None,
+    label_studio: bool = False,
+    label_studio_url: str | None = None,
 ) -> None:
     """Serve a model over HTTP: POST /predict takes a picture, and the page at / shows what comes of it.
 
@@ -76,12 +80,19 @@ def serve(
         allowed_hosts: names under which the server answers, such as lab.example,*.lab.example; * is every name. By
             default those of this machine if it alone reaches the server, else every name.
         cors_origin: other servers whose pages may ask this one, such as https://lab.example, separated by commas.
+        label_studio: be Label Studio's ML backend, too, at the address /label-studio.
+        label_studio_url: address of Label Studio, from which images are fetched, and behind commas those of other
+            servers whose images its tasks name; by default LABEL_STUDIO_URL of the environment, else
+            http://localhost:8080. LABEL_STUDIO_API_KEY is its token, if it shall not be the one that it sends.
 
     Raises:
         SOTRError: the model or the sample cannot be used, a setting is out of range, or the port is taken.
     """
     limits = Limits(max_bytes, max_pixels, max_requests, timeout)
     access = access_of(host, api_key_file, auth, allowed_hosts, cors_origin)
+    studio = LabelStudio.of(label_studio_url, os.environ) if label_studio else None
+    if label_studio_url is not None and not label_studio:
+        raise SOTRError("label_studio_url is of use with --label-studio only; give both")
     settings = ServerSettings(host, port, batch_size, limits, access, access_log, quiet)
     if access_log:
         json_logging()
@@ -94,7 +105,7 @@ def serve(
         # The first call sets up threads and kernels, which no client should wait for.
         segmenter.predict(sample_png)
         together = settings.batch_size_on(segmenter.device)
-        app = create_app(segmenter, limits, together, sample_png, access_log, access)
+        app = create_app(segmenter, limits, together, sample_png, access_log, access, studio)
 
         console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         address = _address(host, listener.getsockname()[1])

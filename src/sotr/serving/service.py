@@ -1,16 +1,14 @@
 """A model at work for many clients at once: admission, preparation, batches, answers."""
 
 import asyncio
-import gzip
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from fastapi import Request
@@ -22,22 +20,31 @@ from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
 from sotr.results.instances import Instances
 from sotr.serving.admission import Admission, Answer
-from sotr.serving.answers import MaskKind, to_json, to_png
+from sotr.serving.answers import Format, MaskKind, to_geojson, to_json, to_label_image, to_png
 from sotr.serving.batching import Batcher
-from sotr.serving.intake import accepts_gzip, check_settings, read_picture
+from sotr.serving.exchange import Content, accepts_gzip, accepts_tiff, client_of, compact, packed, unless_gone
+from sotr.serving.intake import Sent, check_settings, read_images, read_picture
 from sotr.serving.monitor import Metrics
 from sotr.serving.problems import RequestError, out_of_memory
 from sotr.serving.settings import Limits
-from sotr.serving.uploads import Uploads
+from sotr.serving.turns import Turns
+from sotr.serving.uploads import Upload, Uploads
 from sotr.tiling import Grid, check_tiles, open_picture, segment_tiles
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 PICTURES_AT_ONCE = max(1, min(4, os.cpu_count() or 1))
 """Pictures that are decoded, or drawn, at the same time; each may take several times its pixels in memory."""
 
+DECODERS = PICTURES_AT_ONCE + 1
+"""Processes that decode. One client has at most `PICTURES_AT_ONCE` of them: no other's image waits for its."""
+
+FETCHES_AT_ONCE = 4
+"""Images that are fetched from Label Studio at the same time."""
+
 TILED_AT_ONCE = 2
-"""Pictures that are segmented in tiles at the same time; each is held as a whole."""
+"""Pictures that are segmented in tiles at the same time, of different clients; each is held as a whole."""
 
 STUCK_SECONDS = 5.0
 """Seconds after which work that keeps all decoders busy makes the service not ready."""
@@ -54,10 +61,18 @@ class Settings(NamedTuple):
 
     score: float
     max_objects: int | None
-    format: Literal["json", "overlay"]
+    format: Format
     masks: MaskKind
     tile: int | None
     overlap: float
+
+
+class Found(NamedTuple):
+    """What came of an image."""
+
+    instances: Instances
+    notes: Sequence[str]
+    """What to know about it, in lines."""
 
 
 class _BatchKey(NamedTuple):
@@ -87,12 +102,16 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(limits, self.metrics)
         self.uploads = Uploads(limits, self.metrics)
-        self.decoders = DecodingPool(PICTURES_AT_ONCE)
+        self.decoders = DecodingPool(DECODERS)
+        self._decoder_turns = Turns(DECODERS, PICTURES_AT_ONCE)
+        self._tile_turns = Turns(TILED_AT_ONCE, TILED_AT_ONCE - 1)
+        self._list_turns = Turns(max(2, batch_size) + 1, max(2, batch_size))
         self._watch_stuck_work()
         # A thread waits for each decoder, and others compute.
-        self._waiters = ThreadPoolExecutor(PICTURES_AT_ONCE, "decoder")
+        self._waiters = ThreadPoolExecutor(DECODERS, "decoder")
         self._pool = ThreadPoolExecutor(PICTURES_AT_ONCE, "picture")
         self._tilers = ThreadPoolExecutor(TILED_AT_ONCE, "tiles")
+        self._fetchers = ThreadPoolExecutor(FETCHES_AT_ONCE, "fetch")
         self._network_thread = ThreadPoolExecutor(1, "network")
         self._network_since: float | None = None
         self._batcher: Batcher[_BatchKey, Any, Instances] = Batcher(self._segment, batch_size, self._network_thread)
@@ -113,11 +132,41 @@ class Service:
         return 0.0 if since is None else time.monotonic() - since
 
     async def predict(self, request: Request, settings: Settings) -> Answer:
-        """The answer for the picture in `request`.
+        """The answer for the image, or the images, in `request`.
 
         Raises:
-            RequestError: the model does not give what is asked for, too many requests are there already, the picture is
+            RequestError: the model does not give what is asked for, too many requests are there already, the image is
                 refused, or time is up.
+        """
+        self.check(settings)
+        client, gzipped, tiff = client_of(request), accepts_gzip(request), accepts_tiff(request)
+
+        async def work(sent: tuple[list[Sent], bool]) -> Content:
+            images, several = sent
+            if several:
+                return await self._answer_list(images, settings, client, gzipped)
+            (image,) = images
+            found = await self.find(image.body, settings, client)
+            headers = {"X-Note": found.notes[0]} if found.notes else {}
+            if settings.format == "overlay":
+                drawn = await self.in_pool(found.instances.draw, await self._decode(image.body, client))
+                return Content(await self.in_pool(to_png, drawn), "image/png", headers)
+            if settings.format == "labels":
+                return Content(*await self.in_pool(to_label_image, found.instances, tiff), headers)
+            if settings.format == "geojson":
+                make = partial(to_geojson, found.instances)
+                return await self.in_pool(packed, make, "application/geo+json", gzipped, headers)
+            head = {"model": self.segmenter.name}
+            make = partial(to_json, found.instances, head, settings.masks, found.notes)
+            return await self.in_pool(packed, make, "application/json", gzipped)
+
+        return await self.handle(request, read_images, work)
+
+    def check(self, settings: Settings) -> None:
+        """Refuse settings that the model does not have.
+
+        Raises:
+            RequestError: names the setting.
         """
         try:
             self.segmenter.options_for(settings.score, settings.max_objects)
@@ -126,38 +175,85 @@ class Service:
         except SOTRError as error:
             raise RequestError(422, "invalid_setting", str(error)) from None
 
-        async def work(body: bytes) -> Content:
-            image_HW3 = await self._decode(body)
-            size = (image_HW3.shape[0], image_HW3.shape[1])
-            if settings.tile is None:
-                prepared = await self._in_pool(self.segmenter.prepare, image_HW3)
-                del image_HW3  # the whole picture is not kept while its network input waits for its turn
-                instances = await self._batcher.submit(_key(prepared, settings), prepared)
-            else:
-                instances = await self._in_tiles(image_HW3, settings)
-                del image_HW3
-            self.metrics.objects.inc(len(instances))
-            notes = [] if settings.tile is not None else notes_on_size(size, self.segmenter.edges, REMEDY)
-            if settings.format == "json":
-                answer = partial(to_json, instances, self.segmenter.name, settings.masks, notes)
-                return await self._in_pool(_packed, answer, "application/json", accepts_gzip(request))
-            drawn = await self._in_pool(instances.draw, await self._decode(body))
-            return Content(await self._in_pool(to_png, drawn), "image/png", {"X-Note": notes[0]} if notes else {})
+    async def find(self, body: bytes, settings: Settings, client: str) -> Found:
+        """The objects of the image in a file.
 
-        return await self._handle(request, work)
+        Raises:
+            RequestError: the image is refused.
+        """
+        image_HW3 = await self._decode(body, client)
+        size = (image_HW3.shape[0], image_HW3.shape[1])
+        if settings.tile is None:
+            prepared = await self.in_pool(self.segmenter.prepare, image_HW3)
+            del image_HW3  # the whole image is not kept while its network input waits for its turn
+            instances = await self._batcher.submit(_key(prepared, settings), prepared)
+            notes = notes_on_size(size, self.segmenter.edges, self.segmenter.training_size, REMEDY)
+        else:
+            instances, notes = await self._in_tiles(image_HW3, settings, client), []
+        self.metrics.objects.inc(len(instances))
+        return Found(instances, notes)
+
+    async def find_each(
+        self,
+        client: str,
+        images: Sequence[T],
+        find: Callable[[T], Awaitable[R]],
+        failed: Callable[[T, RequestError], R],
+    ) -> list[R]:
+        """What `find` makes of each of a request's images, or `failed` of why it cannot; few of all lists at a time.
+
+        Raises:
+            RequestError: they are more than can be done in time.
+        """
+        what, remedy = f"there are {len(images)} images in the request", "send fewer at a time"
+        self.admission.refuse_if_too_long(len(images), "too_many_images", what, remedy)
+
+        async def one(image: T) -> R:
+            await self._list_turns.take(client)
+            try:
+                return await find(image)
+            except RequestError as error:
+                return failed(image, error)
+            except MemoryError:
+                return failed(image, out_of_memory())
+            finally:
+                self._list_turns.give_back(client)
+
+        with self.admission.more(len(images) - 1):
+            return list(await asyncio.gather(*map(one, images)))
+
+    async def _answer_list(self, images: Sequence[Sent], settings: Settings, client: str, gzipped: bool) -> Content:
+        """One answer for several images, in their order; an image that cannot be used has its error in its place."""
+        if settings.format != "json":
+            message = f"format={settings.format} is for one image at a time; send one, or take format=json"
+            raise RequestError(422, "invalid_setting", message)
+
+        async def find(image: Sent) -> bytes:
+            if image.problem is not None:
+                raise image.problem
+            found = await self.find(image.body, settings, client)
+            return await self.in_pool(to_json, found.instances, {"name": image.name}, settings.masks, found.notes)
+
+        def failed(image: Sent, error: RequestError) -> bytes:
+            return compact({"name": image.name, "error": {"code": error.code, "message": str(error)}})
+
+        results = await self.find_each(client, images, find, failed)
+        head = compact({"model": self.segmenter.name})[:-1] + b',"results":['
+        make = partial(b"".join, (head, b",".join(results), b"]}"))
+        return await self.in_pool(packed, make, "application/json", gzipped)
 
     async def upright(self, request: Request) -> Answer:
         """The picture in `request` as the model sees it, as a PNG file; raises as `predict` does."""
 
         async def work(body: bytes) -> Content:
-            return Content(await self._in_pool(to_png, await self._decode(body)), "image/png")
+            return Content(await self.in_pool(to_png, await self._decode(body, client_of(request))), "image/png")
 
-        return await self._handle(request, work)
+        return await self.handle(request, read_picture, work)
 
     def close(self) -> bool:
         """End the decoders and let the threads end; says whether they did within a few seconds."""
         self.decoders.close()
-        pools = (self._waiters, self._pool, self._tilers, self._network_thread)
+        pools = (self._waiters, self._pool, self._tilers, self._fetchers, self._network_thread)
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -170,20 +266,29 @@ class Service:
         ending.join(CLOSE_SECONDS)
         return not ending.is_alive()
 
-    async def _handle(self, request: Request, work: Callable[[bytes], Awaitable["Content"]]) -> Answer:
-        """Read a request's picture, admit it and work on it, unless time is up or the client has gone."""
+    async def handle(
+        self,
+        request: Request,
+        read: Callable[[Request, Limits, Upload], Awaitable[T]],
+        work: Callable[[T], Awaitable[Content]],
+    ) -> Answer:
+        """Read what a request carries, admit it and work on it, unless time is up or the client has gone.
+
+        Raises:
+            RequestError: what it is answered instead.
+        """
         check_settings(request)
-        client = request.client.host if request.client else ""
-        self.admission.refuse_if_full()
+        client = client_of(request)
+        self.admission.refuse_if_full(client)
         body = None
         with ExitStack() as place:
             try:
                 async with asyncio.timeout(self.limits.timeout):
                     async with self.uploads.place(client) as upload:
-                        body = await read_picture(request, self.limits, upload)
+                        body = await read(request, self.limits, upload)
                     # Not before it has come as a whole: slow clients must not keep the others out.
-                    place.enter_context(self.admission.request())
-                    content = await _unless_gone(request, work(body))
+                    place.enter_context(self.admission.request(client))
+                    content = await unless_gone(request, work(body))
             except TimeoutError:
                 limit = f"within the {self.limits.timeout:g} s that this server allows; send a smaller one"
                 if body is None:
@@ -191,11 +296,16 @@ class Service:
                 raise RequestError(504, "timeout", f"the picture could not be handled {limit}") from None
             return Answer(content.body, content.media_type, place.pop_all(), content.headers)
 
-    async def _in_pool(self, function: Callable[..., R], *arguments: object) -> R:
+    async def fetch(self, function: Callable[..., R], *arguments: object) -> R:
+        """What a function returns that waits for another server."""
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, function, *arguments)
+
+    async def in_pool(self, function: Callable[..., R], *arguments: object) -> R:
+        """What a function returns that computes."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def _decode(self, body: bytes) -> NDArray[np.uint8]:
-        """The picture in a file. Its process is ended when nobody waits for it any more.
+    async def _decode(self, body: bytes, client: str) -> NDArray[np.uint8]:
+        """The image in a file that a client sent. Its process is ended when nobody waits for it any more.
 
         Raises:
             RequestError: it cannot be had.
@@ -210,7 +320,7 @@ class Service:
             job=job,
         )
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._waiters, load)
+            return await self._decoder_turns.run(client, self._waiters, load)
         except SOTRError as error:
             raise RequestError.of_picture(error) from None
         except asyncio.CancelledError:
@@ -218,11 +328,13 @@ class Service:
             asyncio.get_running_loop().call_later(1.0, job.give_up)
             raise
 
-    async def _in_tiles(self, image_HW3: NDArray[np.uint8], settings: Settings) -> Instances:
+    async def _in_tiles(self, image_HW3: NDArray[np.uint8], settings: Settings, client: str) -> Instances:
         """The objects of a picture in tiles, which take their turns with other clients' pictures."""
         assert settings.tile is not None
         tiles = len(Grid(image_HW3.shape[0], image_HW3.shape[1], settings.tile, settings.overlap).boxes_T4)
-        self.admission.refuse_if_too_long(tiles)
+        remedy = "choose a larger tile, or send parts of the image"
+        what = f"the image would be cut into {tiles} tiles"
+        self.admission.refuse_if_too_long(tiles, "too_many_tiles", what, remedy)
         loop, gone = asyncio.get_running_loop(), threading.Event()
 
         def predict(images: Sequence[NDArray[np.uint8]]) -> list[Instances]:
@@ -248,7 +360,7 @@ class Service:
 
         try:
             with self.admission.more(tiles - 1):
-                return await loop.run_in_executor(self._tilers, segment)
+                return await self._tile_turns.run(client, self._tilers, segment)
         finally:
             gone.set()
 
@@ -277,44 +389,8 @@ class _GoneError(Exception):
     """Nobody waits for the rest of the tiles."""
 
 
-class Content(NamedTuple):
-    """What an answer holds."""
-
-    body: bytes
-    media_type: str
-    headers: Mapping[str, str] = MappingProxyType({})
-
-
-def _packed(make: Callable[[], bytes], media_type: str, gzipped: bool) -> Content:
-    """What `make` gives, compressed if that is asked for: here, in a thread, and not where all requests are handled."""
-    body = make()
-    if gzipped and len(body) > 1000:
-        packed = gzip.compress(body, 5)
-        return Content(packed, media_type, {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"})
-    return Content(body, media_type, {"Vary": "Accept-Encoding"})
-
-
-def _key(prepared: Any, settings: "Settings") -> _BatchKey:
+def _key(prepared: Any, settings: Settings) -> _BatchKey:
     return _BatchKey(_padded_size(prepared), settings.score, settings.max_objects)
-
-
-async def _unless_gone(request: Request, work: Awaitable[R]) -> R:
-    """The result of `work`, which is given up when the client hangs up: nobody would read the answer."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_hung_up(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise RequestError(499, "client_gone", "the client has hung up")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _padded_size(prepared: Any) -> tuple[int, int]:

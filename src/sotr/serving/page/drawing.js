@@ -25,8 +25,9 @@ export function colourObjects(objects, classes, palette) {
   });
 }
 
-// Paint the picture with the objects on it: filled, their outlines alone, or none (`look`: fill, outline, original); `scale` is canvas pixels per pixel of the picture, `pen` their line width.
-export function paint(canvas, bitmap, objects, scale, pen, look = "fill") {
+// Paint the picture with the objects on it: filled, their outlines alone, or none (`look`: fill, outline, original);
+// `scale` is canvas pixels per pixel of the picture, `pen` their line width, `texts` what is written on each, if anything.
+export function paint(canvas, bitmap, objects, scale, pen, look = "fill", texts = [], size = 13) {
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
   const context = canvas.getContext("2d");
@@ -44,6 +45,30 @@ export function paint(canvas, bitmap, objects, scale, pen, look = "fill") {
   }
   context.globalAlpha = 1;
   for (const object of ordered) stroke(context, object.path, object.colour, pen / scale);
+  write(context, objects, texts, scale, size);
+}
+
+// A text in each object that has room for it; best objects first, and none on another.
+function write(context, objects, texts, scale, size) {
+  context.resetTransform();
+  context.font = `600 ${size}px system-ui, sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.lineJoin = "round";
+  context.lineWidth = size / 4;
+  context.strokeStyle = "rgb(0 0 0 / 85%)";
+  context.fillStyle = "#ffffff";
+  const taken = [];
+  texts.forEach((text, index) => {
+    const { box, anchor } = objects[index];
+    const [x, y] = [anchor[0] * scale, anchor[1] * scale];
+    const [w, h] = [context.measureText(text).width / 2, size / 2];
+    if (2 * w > (box[2] - box[0]) * scale || 2 * h > (box[3] - box[1]) * scale) return;
+    if (taken.some(([tx, ty, tw]) => Math.abs(tx - x) < tw + w && Math.abs(ty - y) < size)) return;
+    taken.push([x, y, w]);
+    context.strokeText(text, x, y);
+    context.fillText(text, x, y);
+  });
 }
 
 // Mark one object on an otherwise clear canvas of the same size.

@@ -5,12 +5,13 @@ const SMALL_PICTURE = 600;
 const MAX_SCALE = 6;
 const LONGEST_CANVAS = 60000; // browsers' limits lie a little above
 
-export async function saveOverlay(name, bitmap, objects) {
+export async function saveOverlay(name, bitmap, objects, texts) {
   const shortest = Math.min(bitmap.width, bitmap.height);
   const fitting = LONGEST_CANVAS / Math.max(bitmap.width, bitmap.height);
   const scale = Math.min(MAX_SCALE, Math.ceil(SMALL_PICTURE / shortest), fitting);
   const canvas = document.createElement("canvas");
-  paint(canvas, bitmap, objects, scale, Math.max(1.5, (shortest * scale) / 500));
+  const pen = Math.max(1.5, (shortest * scale) / 500);
+  paint(canvas, bitmap, objects, scale, pen, "fill", texts, Math.max(12, 8 * pen));
   const file = await new Promise((done) => canvas.toBlob(done, "image/png"));
   if (!file) throw new Error("the canvas is too large");
   save(file, `${stem(name)}.overlay.png`);

@@ -47,6 +47,22 @@ export function centreOf({ x, y, width, data }) {
   return [x + 0.5 + sumX / count, y + 0.5 + sumY / count];
 }
 
+// Where a text belongs: the middle of the mask's longest row; where many are as long, of the one in the middle.
+export function anchorOf({ x, y, width, height, data }) {
+  let [best, anchor] = [-Infinity, [x + width / 2, y + height / 2]];
+  for (let row = 0; row < height; row++) {
+    for (let start = 0; start < width; start++) {
+      if (!data[row * width + start]) continue;
+      let end = start;
+      while (end < width && data[row * width + end]) end++;
+      const worth = end - start - Math.abs(row + 0.5 - height / 2) / height;
+      if (worth > best) [best, anchor] = [worth, [x + (start + end) / 2, y + row + 0.5]];
+      start = end;
+    }
+  }
+  return anchor;
+}
+
 const STEP_X = [1, 0, -1, 0];
 const STEP_Y = [0, 1, 0, -1];
 

@@ -2,12 +2,14 @@
 import { beginBusy, endBusy } from "./busy.js";
 import { colourObjects, colourOf, mark, paint } from "./drawing.js";
 import { saveCoco, saveCsv, saveOverlay } from "./files.js";
-import { centreOf, maskInBox, outlineOf } from "./masks.js";
-import { Refusal, ask, inPlainWords, post } from "./server.js";
+import { anchorOf, centreOf, maskInBox, outlineOf } from "./masks.js";
+import { Refusal, Unusable, ask, inPlainWords, post } from "./server.js";
+import { beginStrip, endStrip, refreshStrip, stopStrip } from "./strip.js";
 import { listenToZoom, resetZoom, zoomed } from "./zoom.js";
 
 const FIRST_SCORE = 0.3;
 const PEN = 1.6;
+const TEXT = 13;
 const MAX_ENLARGEMENT = 6;
 const LONGEST_CANVAS = 8192;
 const $ = (id) => document.getElementById(id);
@@ -36,49 +38,94 @@ async function loadSample() {
   $("sample-picture").src = URL.createObjectURL(sample);
 }
 
-// `tile`: pixels a side of the tiles in which to look, or null.
+// What the server finds in a picture, with the picture to draw. `tile`: pixels a side of the tiles in which to look.
+async function look(blob, name, tile, signal) {
+  if (model && blob.size > model.limits.max_bytes) {
+    const limit = Math.floor(model.limits.max_bytes / 1e6);
+    throw new Unusable(`“${name}” has ${(blob.size / 1e6).toFixed(1)} MB; this server takes up to ${limit} MB.`);
+  }
+  if (blob.size === 0) throw new Unusable(`“${name}” is empty.`);
+  const started = performance.now();
+  if (!model) await askModel();
+  const query = new URLSearchParams({ score: model.lowest_score, max_objects: model.max_objects });
+  if (tile) query.set("tile", tile);
+  const [answer, own] = await Promise.all([
+    post(`predict?${query}`, blob, signal).then((response) => response.json()),
+    drawable(blob),
+  ]);
+  const seconds = (performance.now() - started) / 1000;
+  return { name, blob, bitmap: await bitmapOf(blob, answer, own, signal), answer, seconds, tile };
+}
+
+async function bitmapOf(blob, answer, own, signal) {
+  const fits = own && own.width === answer.width && own.height === answer.height;
+  return fits ? own : createImageBitmap(await (await post("upright", blob, signal)).blob());
+}
+
 async function segment(blob, name, tile = null) {
   asking?.abort();
   asking = null; // what comes of it is not to be shown any more
+  stopStrip();
   endBusy();
   hideProblem();
-  if (model && blob.size > model.limits.max_bytes) {
-    const limit = Math.floor(model.limits.max_bytes / 1e6);
-    showProblem(`“${name}” has ${(blob.size / 1e6).toFixed(1)} MB; this server takes up to ${limit} MB.`);
-    return;
-  }
-  if (blob.size === 0) {
-    showProblem(`“${name}” is empty.`);
-    return;
-  }
+  if (blob !== shown?.blob) endStrip();
   const request = new AbortController();
   asking = request;
-  beginBusy(blob, () => {
-    request.abort();
-    if (asking === request) asking = null;
-    endBusy();
-    $("announcement").textContent = "Canceled";
-    (shown ? $("view") : $("choose")).focus({ preventScroll: true });
-  });
-  const started = performance.now();
+  const busy = blob.size > 0 && !(blob.size > model?.limits.max_bytes);
+  if (busy) {
+    beginBusy(blob, () => {
+      request.abort();
+      if (asking === request) asking = null;
+      cancelled();
+    });
+  }
   try {
-    if (!model) await askModel();
-    const query = new URLSearchParams({ score: model.lowest_score, max_objects: model.max_objects });
-    if (tile) query.set("tile", tile);
-    const [answer, own] = await Promise.all([
-      post(`predict?${query}`, blob, request.signal).then((response) => response.json()),
-      drawable(blob),
-    ]);
-    const seconds = (performance.now() - started) / 1000;
-    const fits = own && own.width === answer.width && own.height === answer.height;
-    const bitmap = fits ? own : await createImageBitmap(await (await post("upright", blob, request.signal)).blob());
-    if (asking === request) show({ name, blob, bitmap, answer, seconds, tile });
+    const result = await look(blob, name, tile, request.signal);
+    if (asking === request) {
+      show(result);
+      refreshStrip(result);
+    }
   } catch (error) {
     const again = error.code === "busy" || !(error instanceof Refusal) ? () => segment(blob, name, tile) : null;
-    if (asking === request) showProblem(inPlainWords(error, name), again);
+    if (asking === request) showProblem(inPlainWords(error, name), error instanceof Unusable ? null : again);
   } finally {
     if (asking === request) endBusy();
   }
+}
+
+function cancelled() {
+  endBusy();
+  $("announcement").textContent = "Canceled";
+  (shown ? $("view") : $("choose")).focus({ preventScroll: true });
+}
+
+// Several pictures, one after the other; the first that is done is shown, the others when their frames are chosen.
+async function segmentAll(files) {
+  asking?.abort();
+  asking = null;
+  hideProblem();
+  let waiting = true;
+  beginBusy(files[0], () => {
+    stopStrip();
+    cancelled();
+  });
+  let wanted = null; // the last that was asked for
+  const showOne = async (result) => {
+    wanted = result;
+    hideProblem();
+    try {
+      result.bitmap ??= await bitmapOf(result.blob, result.answer, await drawable(result.blob));
+      if (wanted === result) show(result);
+      result.bitmap = null; // the page has it
+    } catch (error) {
+      showProblem(inPlainWords(error, result.name));
+    }
+    if (waiting) endBusy();
+    waiting = false;
+  };
+  const counted = ({ answer }) => answer.objects.filter((object) => object.score >= Math.max(score, model.lowest_score)).length;
+  await beginStrip(files, (file, name, signal) => look(file, name, null, signal), showOne, counted, showProblem);
+  if (waiting) endBusy();
 }
 
 // The picture as the browser draws it, or null of what it does not know, such as TIFF, or shows otherwise than the model
@@ -110,7 +157,7 @@ function show({ name, blob, bitmap, answer, seconds, tile }) {
     const [left, top, right, bottom] = object.box;
     const middle = [(left + right) / 2, (top + bottom) / 2];
     const label = labels.get(object.category_id);
-    return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask) };
+    return { ...object, label, middle, path: outlineOf(mask), centre: centreOf(mask), anchor: anchorOf(mask) };
   });
   colourObjects(objects, answer.classes, model.colors);
   const minimum = Math.max(score, model.lowest_score);
@@ -124,7 +171,7 @@ function show({ name, blob, bitmap, answer, seconds, tile }) {
   const [note] = answer.notes;
   $("note").hidden = !note;
   $("note").textContent = note ? `${note[0].toUpperCase()}${note.slice(1).split(";")[0]}; look in tiles for small objects.` : "";
-  $("tile").value = tile ?? model.input.shortest_edge;
+  $("tile").value = tile ?? model.input.tile;
   $("score").min = model.lowest_score;
   $("score").value = minimum;
   listClasses();
@@ -135,6 +182,13 @@ function show({ name, blob, bitmap, answer, seconds, tile }) {
 
 function visible() {
   return shown.objects.filter((object) => object.score >= shown.minimum && !shown.hidden.has(object.category_id));
+}
+
+// What is written on objects, if that is wanted: their numbers in the list and in the CSV, and their classes.
+function textsOf(objects) {
+  if (!$("labels").checked) return [];
+  const several = shown.answer.classes.length > 1;
+  return objects.map((object, index) => (several ? `${index} ${object.class_name}` : `${index}`));
 }
 
 function describe(object) {
@@ -231,7 +285,8 @@ function draw() {
   const scale = scaleOnPage();
   const { bitmap } = shown;
   const ratio = density(scale);
-  paint($("picture"), bitmap, visible(), scale * ratio, PEN * ratio, document.querySelector("[name=look]:checked").value);
+  const [look, texts] = [document.querySelector("[name=look]:checked").value, textsOf(visible())];
+  paint($("picture"), bitmap, visible(), scale * ratio, PEN * ratio, look, texts, TEXT * ratio);
   for (const canvas of [$("picture"), $("highlight")]) {
     canvas.style.width = `${$("picture").width / ratio}px`;
     canvas.style.height = `${$("picture").height / ratio}px`;
@@ -343,9 +398,9 @@ function onListKey(event) {
 
 function take(files) {
   const [file, ...rest] = files;
-  if (file) segment(file, file.name || "pasted.png");
-  if (file && rest.length) showProblem(`One picture at a time: “${file.name}” was taken, ${rest.length} left out.`);
-  if (!file) showProblem("That was not a file. Save the picture first, then drop or choose it here.");
+  if (rest.length) segmentAll([file, ...rest]);
+  else if (file) segment(file, file.name || "pasted.png");
+  else showProblem("That was not a file. Save the picture first, then drop or choose it here.");
 }
 
 async function trySample() {
@@ -379,6 +434,7 @@ function listen() {
   $("score").addEventListener("input", () => {
     score = shown.minimum = Number($("score").value);
     filter();
+    refreshStrip();
   });
   $("picture").addEventListener("pointermove", (event) => point(objectAt(event)));
   $("picture").addEventListener("pointerleave", () => point(null));
@@ -386,7 +442,7 @@ function listen() {
   $("view").addEventListener("keydown", onViewKey);
   $("objects").addEventListener("keydown", onListKey);
   $("save-overlay").addEventListener("click", () => {
-    saveOverlay(shown.name, shown.bitmap, visible()).catch(() => showProblem("This browser cannot draw so large a picture."));
+    saveOverlay(shown.name, shown.bitmap, visible(), textsOf(visible())).catch(() => showProblem("This browser cannot draw so large a picture."));
   });
   $("save-coco").addEventListener("click", () => saveCoco(shown.name, shown.answer, visible(), shown.minimum));
   $("save-csv").addEventListener("click", () => saveCsv(shown.name, visible()));
@@ -394,7 +450,8 @@ function listen() {
     event.preventDefault();
     segment(shown.blob, shown.name, Number($("tile").value) || null);
   });
-  for (const look of document.querySelectorAll("[name=look]")) look.addEventListener("change", draw);
+  for (const look of document.querySelectorAll("[name=look], #labels")) look.addEventListener("change", draw);
+  $("strip-stop").addEventListener("click", stopStrip);
   $("class-all").addEventListener("click", () => chooseClasses(() => true));
   $("class-none").addEventListener("click", () => chooseClasses(() => false));
   $("class-search").addEventListener("input", () => {

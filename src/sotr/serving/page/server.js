@@ -11,7 +11,11 @@ export class Refusal extends Error {
   }
 }
 
+// What need not be sent; the message is for people.
+export class Unusable extends Error {}
+
 export function inPlainWords(error, name) {
+  if (error instanceof Unusable) return error.message;
   if (!(error instanceof Refusal)) return "The server cannot be reached. Check that it is still running, then try again.";
   if (error.code === "unreadable_picture") {
     return `“${name}” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again.`;
