@@ -300,13 +300,15 @@ def test_other_classes_get_a_new_class_head(
     assert sotr.load(second.run).category_ids == (5,)
 
 
-def test_patience_ends_a_run_for_good(tiny: Train, tmp_path: Path) -> None:
+def test_patience_ends_a_run_for_good(tiny: Train, capfd: pytest.CaptureFixture[str]) -> None:
     changes = {"epochs": 9, "early_stop": 1, "lr": 1e-9}
     summary = tiny(changes=changes)  # the AP stays 0, so the second validation is no better than the first
     assert checkpoint(summary.run)["global_step"] == 4
-    again = tiny(changes=changes, resume=True)
+    again = tiny(changes=changes, resume=True, quiet=False)
     assert again == summary
     assert checkpoint(summary.run)["global_step"] == 4
+    assert "was finished after 0:00:0" in (said := capfd.readouterr().err)
+    assert f"--model {summary.run}" in said
 
 
 def test_resuming_refuses_what_differs(tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,7 +426,7 @@ def test_a_run_ends_when_its_time_is_used_up_and_leaves_a_model(
     moment, long = iter(range(10**6)), {"epochs": 1000, "validate_every": 1000}
     monkeypatch.setattr("sotr.training.callbacks.time.monotonic", lambda: float(next(moment)))
     summary = tiny(changes=long, max_time="60s", quiet=False)
-    assert "the time is used up: stopping" in capfd.readouterr().err
+    assert "of training are over; a last validation and the report follow" in capfd.readouterr().err
     steps = [row for row in read_log(summary.run / "logs" / "csv") if "lr" in row]
     assert 4 < len(steps) < 60
     # The rate has come down to a hundredth although few of the 2,000 steps were made.

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -20,7 +20,7 @@ from sotr.evaluation.tables import number
 from sotr.training.averaging import AveragedWeights
 from sotr.training.checkpoints import BEST, FOLDER, LAST
 from sotr.training.devices import sharded
-from sotr.training.display import Display, Interrupts, Stop
+from sotr.training.display import Display, Interrupts, Stop, duration
 from sotr.training.loggers import log_pictures
 from sotr.training.module import SOTRModule
 
@@ -219,7 +219,9 @@ class RunKeeper(Callback):
         module.time_fraction = min(1.0, fraction)
         if fraction >= 1 and not self._out_of_time:
             self._out_of_time = trainer.should_stop = True
-            self._display.console.print("the time is used up: stopping")
+            self._display.console.print(
+                f"{duration(self._max_seconds)} of training are over; a last validation and the report follow"
+            )
 
     def _log_step(self, trainer: pl.Trainer, module: SOTRModule) -> dict[str, str]:
         values = torch.stack(list(module.latest.values())).float().tolist()
@@ -302,13 +304,21 @@ class RunKeeper(Callback):
             row |= {name: number(metrics[name]) for name in ("AP", "AP50", "AP75")}
             row["best"] = "" if self.best is metrics else f"{number(self.best['AP'])} in {self.best['epoch']}"
         line = "  ".join(f"{name} {value}".rstrip() for name, value in row.items())
-        minutes, seconds = divmod(round(self._elapsed()), 60)
-        time_taken = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-        self._display.epoch(row | {"time": time_taken}, f"{line}  {time_taken}")
+        elapsed = self._elapsed()
+        taken = duration(elapsed)
+        # Steps and validations together take as long as they have taken so far.
+        done = max(trainer.global_step / self._total(trainer), elapsed / self._max_seconds if self._max_seconds else 0)
+        if not self.finished and 0 < done < 1:
+            taken += f", about {duration(elapsed / done - elapsed)} left"
+        self._display.epoch(row | {"time": taken}, f"{line}  {taken}")
 
     @staticmethod
-    def _name(trainer: pl.Trainer, epoch: int) -> str:
-        return f"{epoch + 1}/{trainer.max_epochs}"
+    def _total(trainer: pl.Trainer) -> int:
+        return cast(SOTRModule, trainer.lightning_module).total_iterations
+
+    def _name(self, trainer: pl.Trainer, epoch: int) -> str:
+        # With a time budget nobody knows how many epochs there will be.
+        return f"{epoch + 1}" if self._max_seconds else f"{epoch + 1}/{trainer.max_epochs}"
 
     def _stop_if_asked(self, trainer: pl.Trainer) -> None:
         asked = self._interrupts.number is not None and not self.finished

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -143,6 +144,11 @@ class Display:
         for row in rows:
             table.add_row(*(row.get(name, "") for name in columns), style="dim" if row is self._running else None)
         return Group(*([table] if columns else []), self._progress)
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager

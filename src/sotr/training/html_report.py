@@ -5,7 +5,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sotr.evaluation.evaluate import detect
 from sotr.evaluation.tables import number
 from sotr.files import atomic_write
 from sotr.model.segmenter import Segmenter
+from sotr.training.display import duration
 from sotr.training.report import METRICS, curves, dress, truth_beside
 
 PICTURES = 4
@@ -72,7 +72,7 @@ def write_report(
         "metrics": metrics,
         "metric_names": METRICS,
         "number": number,
-        "duration": str(timedelta(seconds=round(seconds))),
+        "duration": duration(seconds),
         "curves": _svg(curves(rows, INK)),
         "steps": max((int(row["step"]) for row in rows), default=0),
         "found": None,

@@ -3,7 +3,6 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sotr.files import atomic_write
 from sotr.model.segmenter import Segmenter
 from sotr.results.instances import Instances
 from sotr.results.panels import panel_sheet
+from sotr.training.display import duration
 
 _COLOURS = {"loss_class": "#d1495b", "loss_mask": "#00798c"}
 _AP_COLOURS = {"AP": "#00798c", "AP50": "#edae49", "AP75": "#d1495b"}
@@ -181,8 +181,7 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
         f"- recipe: {run['arguments']['recipe']} ({recipe['optimizer']}, learning rate {recipe['lr']:g}, "
         f"batch {recipe['batch_size']}, {length}), seed {run['seed']}",
         f"- started from: {run['weights']}",
-        f"- trained: {epochs} epochs in {timedelta(seconds=round(seconds))} (h:mm:ss) on {run['device']}, "
-        f"precision {run['precision']}",
+        f"- trained: {epochs} epochs in {duration(seconds)} (h:mm:ss) on {run['device']}, precision {run['precision']}",
         f"- versions: {', '.join(f'{name} {number}' for name, number in run['versions'].items())}",
     ]
     lines += ["", "## Validation"]

@@ -35,7 +35,7 @@ from sotr.training.checkpoints import (
     remove_leftovers,
 )
 from sotr.training.devices import Devices
-from sotr.training.display import Display, Interrupts, Stop, quiet_lightning
+from sotr.training.display import Display, Interrupts, Stop, duration, quiet_lightning
 from sotr.training.html_report import write_report
 from sotr.training.loggers import check_logger, make_loggers
 from sotr.training.module import LossNotFinite, SOTRModule
@@ -137,6 +137,10 @@ class Work:
         self._say(module, len(loader), first_step)
         if newest is not None and newest[1]["callbacks"].get(keeper.state_key, {}).get("finished"):
             keeper.load_state_dict(newest[1]["callbacks"][keeper.state_key])
+            self.console.print(
+                f"this run was finished after {duration(keeper.seconds)}; its model and report are made anew; to train "
+                f"longer, start another from its model: sotr train DATA --model {self.folder}"
+            )
             return keeper
         resume_from = None if newest is None else newest[0]
         del newest
