@@ -1,5 +1,6 @@
 """Training looks its data over before it starts, and adapts a preset to them unless it is told otherwise."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from sotr.data.coco import load_coco
 from sotr.errors import SOTRError
 from sotr.model.segmenter import load
 from sotr.training import settings, train
+from sotr.training.arguments import Means, RunArguments, usual_values
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES
 from sotr.training.work import Work
@@ -28,11 +30,9 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def new_run(data: Path, **changes: Any) -> dict[str, Any]:
-    arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", **changes}
+    arguments = RunArguments(**{"model": "sotr-nano", "recipe": "scratch", **changes})
     coco = load_coco(data / "train.json", data / "images")
-    return settings.new_run(
-        data / "run", str(data), arguments, settings.MEANS, coco, None, Devices(torch.device("cpu"))
-    )
+    return settings.new_run(data / "run", str(data), arguments, Means(), coco, None, Devices(torch.device("cpu")))
 
 
 def test_a_preset_follows_the_data_and_says_why(crowded: Path) -> None:
@@ -135,8 +135,8 @@ def test_wrong_arguments_are_refused_before_pictures_are_opened(
 
 def test_a_run_records_its_whole_command(crowded: Path) -> None:
     coco = load_coco(crowded / "train.json", crowded / "images")
-    means = settings.MEANS | {"device": "cpu", "workers": 0, "compile": True, "logger": "wandb"}
-    arguments = {**settings.DEFAULTS, "model": "sotr-nano", "recipe": "scratch", "lr": 0.01}
+    means = Means(device="cpu", workers=0, compile=True, logger="wandb")
+    arguments = RunArguments(model="sotr-nano", recipe="scratch", lr=0.01)
     run = settings.new_run(Path("run"), "DATA", arguments, means, coco, None, Devices(torch.device("cpu")))
     assert run["command"] == (
         "sotr train DATA --model sotr-nano --recipe scratch --lr 0.01 --out run --device cpu --compile --logger wandb "
@@ -150,3 +150,10 @@ def test_a_trained_model_gets_a_batch_that_fits(crowded: Path, monkeypatch: pyte
     assert run["recipe"]["batch_size"] == 1
     assert run["advice"][0].startswith("batch size 1 instead of 4: ")
     assert run["config"]["grids"] == list(load("nuclei").config.grids)
+
+
+def test_both_groups_have_the_defaults_of_train() -> None:
+    usual = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    assert usual_values() == {name: usual[name] for name in usual_values()}
+    one_time = {"data", "offline", "out", "resume", "finish", "replay", "quiet"}
+    assert set(usual) == set(usual_values()) | one_time

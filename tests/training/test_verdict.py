@@ -9,6 +9,7 @@ from sotr.data import load_coco
 from sotr.data.coco import CocoDataset
 from sotr.errors import SOTRError
 from sotr.training import settings
+from sotr.training.arguments import RunArguments
 from sotr.training.verdict import looks_like_microscopy, object_sides, verdict
 
 
@@ -57,25 +58,23 @@ def test_small_objects_want_larger_images(data: CocoDataset) -> None:
     assert not looks_like_microscopy(data)  # three classes
 
 
-def arguments(**changes: Any) -> dict[str, Any]:
-    return {"model": "sotr-nano", "recipe": None, "backbone_weights": None} | changes
+def arguments(**changes: Any) -> RunArguments:
+    return RunArguments(**{"model": "sotr-nano", **changes})
 
 
 def test_the_start_is_imagenet_where_it_can_be_had(data: CocoDataset, monkeypatch, capsys) -> None:
     monkeypatch.setattr(
         settings, "backbone_weights", lambda config, source: ({}, f"timm's weights of {config.backbone}")
     )
-    chosen = arguments()
-    settings.choose_start(chosen, data, False, Console())
-    assert (chosen["backbone_weights"], chosen["recipe"]) == ("imagenet", "pretrained")
+    chosen = settings.with_start(arguments(), data, False, Console())
+    assert (chosen.backbone_weights, chosen.recipe) == ("imagenet", "pretrained")
     assert "the backbone starts from ImageNet: timm's weights of resnet10t" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_without_network_the_start_is_random_and_said(data: CocoDataset, capsys, offline: bool) -> None:
-    chosen = arguments()
-    settings.choose_start(chosen, data, offline, Console(width=1000))
-    assert (chosen["backbone_weights"], chosen["recipe"]) == ("none", "scratch")
+    chosen = settings.with_start(arguments(), data, offline, Console(width=1000))
+    assert (chosen.backbone_weights, chosen.recipe) == ("none", "scratch")
     told = capsys.readouterr().out
     assert (
         "starts from random weights, the worst start there is: the ImageNet weights of resnet10t could not be" in told
@@ -97,6 +96,5 @@ def test_what_the_user_chose_stays(data: CocoDataset, monkeypatch, changes, weig
         raise SOTRError("nobody asked for it")
 
     monkeypatch.setattr(settings, "backbone_weights", never)
-    chosen = arguments(**changes)
-    settings.choose_start(chosen, data, False, Console())
-    assert (chosen["backbone_weights"], chosen["recipe"]) == (weights, recipe)
+    chosen = settings.with_start(arguments(**changes), data, False, Console())
+    assert (chosen.backbone_weights, chosen.recipe) == (weights, recipe)

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,49 +22,19 @@ from sotr.errors import SOTRError
 from sotr.files import LOCK, atomic_write
 from sotr.model.files import read_architecture
 from sotr.model.segmenter import load
+from sotr.training.arguments import Means, RunArguments, usual_values
 from sotr.training.backbone_weights import IMAGENET, backbone_weights, only_cached
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
 from sotr.training.recipe import RECIPES, Recipe
 from sotr.training.verdict import looks_like_microscopy
 
-DEFAULTS: dict[str, Any] = {
-    "model": "sotr-r50",
-    "backbone_weights": None,
-    "recipe": None,
-    "epochs": None,
-    "batch_size": None,
-    "lr": None,
-    "image_size": None,
-    "suggest": True,
-    "early_stop": None,
-    "max_time": None,
-    "seed": 0,
-    "max_dets": 100,
-    "train_json": None,
-    "val_json": None,
-    "images": None,
-    "normalize": False,
-}
-"""Arguments that decide a run, with `train`'s defaults. A resumed run takes from its folder what is left at these."""
-
-MEANS: dict[str, Any] = {
-    "device": "auto",
-    "devices": 1,
-    "nodes": 1,
-    "strategy": "auto",
-    "compile": False,
-    "logger": None,
-    "workers": 2,
-}
-"""Arguments that decide how a run is computed, with `train`'s defaults. A resumed run may have others."""
-
 
 def new_run(
     folder: Path,
     data: str,
-    arguments: Mapping[str, Any],
-    means: Mapping[str, Any],
+    arguments: RunArguments,
+    means: Means,
     train_data: CocoDataset,
     val_data: CocoDataset | None,
     used: Devices,
@@ -77,30 +47,24 @@ def new_run(
     Raises:
         SOTRError: an argument, the recipe or the model cannot be used.
     """
-    config, origin = architecture(arguments["model"], train_data)
-    if (size := arguments["image_size"]) is not None:
-        if size < 1:
-            raise SOTRError(f"image_size is {size}; it must be at least 1")
+    config, origin = architecture(arguments.model, train_data)
+    if (size := arguments.image_size) is not None:
         # The cap of the longest edge keeps its proportion to the shortest.
         longest = round(config.max_image_size * size / config.image_size)
         config = replace(config, image_size=size, max_image_size=longest)
-    if arguments["normalize"]:
+    if arguments.normalize:
         config = replace(config, intensity_percentiles=PERCENTILES)
     config, recipe, reasons = _advised(arguments, config, train_data, used)
-    if not 0 <= arguments["seed"] < 2**63:
-        raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")
-    if arguments["max_dets"] < 1:
-        raise SOTRError(f"max_dets is {arguments['max_dets']}; it must be at least 1")
     return {
         "name": folder.name,
-        "command": _command(data, {**arguments, "out": str(folder), **means}),
-        "arguments": dict(arguments),
+        "command": _command(data, {**asdict(arguments), "out": str(folder), **asdict(means)}),
+        "arguments": asdict(arguments),
         "config": config.to_dict(),
         "recipe": recipe.to_dict(),
         "advice": list(reasons),
-        "seed": arguments["seed"],
-        "max_dets": arguments["max_dets"],
-        "max_seconds": seconds_of(arguments["max_time"]),
+        "seed": arguments.seed,
+        "max_dets": arguments.max_dets,
+        "max_seconds": seconds_of(arguments.max_time),
         "weights": origin,
         "data": {
             "name": Path(data).resolve().name,
@@ -115,19 +79,19 @@ def new_run(
 
 
 def _advised(
-    arguments: Mapping[str, Any], config: SOTRConfig, train_data: CocoDataset, used: Devices
+    arguments: RunArguments, config: SOTRConfig, train_data: CocoDataset, used: Devices
 ) -> tuple[SOTRConfig, Recipe, tuple[str, ...]]:
     """Architecture and recipe as `suggest` would have them, and its reasons; what was chosen by hand stays."""
-    recipe, model = resolved_recipe(arguments), arguments["model"]
-    if not arguments["suggest"]:
+    recipe, model = resolved_recipe(arguments), arguments.model
+    if not arguments.suggest:
         return config, recipe, ()
     reasons: tuple[str, ...] = ()
     # Several processes would each look at the memory of their own device, and might not agree.
-    usual = default_recipe(model, arguments["backbone_weights"])
-    chosen = arguments["batch_size"] is not None or arguments["recipe"] != usual or used.total > 1
+    usual = default_recipe(model, arguments.backbone_weights)
+    chosen = arguments.batch_size is not None or arguments.recipe != usual or used.total > 1
     batch_size = None if chosen else recipe.batch_size
     if model in PRESETS:
-        fixed_size = arguments["image_size"] is not None
+        fixed_size = arguments.image_size is not None
         advice = suggest(train_data, config, batch_size, used.device, fixed_size=fixed_size)
         config, batch_size, reasons = advice.config, advice.batch_size, advice.reasons
     elif batch_size is not None:
@@ -135,7 +99,7 @@ def _advised(
         batch_size, reasons = fitting_batch_size(train_data, config, batch_size, used.device, lines), tuple(lines)
     if batch_size is not None:
         recipe = replace(recipe, batch_size=batch_size)
-    if arguments["recipe"] in RECIPES and recipe.augmentation.mirrors and (reason := mirroring(train_data.class_names)):
+    if arguments.recipe in RECIPES and recipe.augmentation.mirrors and (reason := mirroring(train_data.class_names)):
         unmirrored = replace(recipe.augmentation, horizontal_flip=False, vertical_flip=False)
         recipe, reasons = replace(recipe, augmentation=unmirrored), (*reasons, reason)
     return config, recipe, reasons
@@ -163,14 +127,15 @@ def default_recipe(model: str, backbone_weights: str | None) -> str:
     return "scratch" if backbone_weights in (None, "none") else "pretrained"
 
 
-def choose_start(arguments: dict[str, Any], data: CocoDataset, offline: bool, console: Console) -> None:
-    """Fill in the backbone's first weights and the recipe where the user left them open, and say what was chosen."""
-    model, recipe = arguments["model"], arguments["recipe"]
+def with_start(arguments: RunArguments, data: CocoDataset, offline: bool, console: Console) -> RunArguments:
+    """The arguments with first weights of the backbone and a recipe, where the user left them open; says which."""
+    model = arguments.model
     untrained = model in PRESETS or Path(model).is_file()
-    if arguments["backbone_weights"] is None and recipe is None and untrained:
-        arguments["backbone_weights"] = _open_start(model, data, offline, console)
-    if recipe is None:
-        arguments["recipe"] = default_recipe(model, arguments["backbone_weights"])
+    if arguments.backbone_weights is None and arguments.recipe is None and untrained:
+        arguments = replace(arguments, backbone_weights=_open_start(model, data, offline, console))
+    if arguments.recipe is None:
+        arguments = replace(arguments, recipe=default_recipe(model, arguments.backbone_weights))
+    return arguments
 
 
 def _open_start(model: str, data: CocoDataset, offline: bool, console: Console) -> str:
@@ -194,14 +159,15 @@ def _objects(data: CocoDataset) -> int:
     return int((~data.iscrowd).sum())
 
 
-def resolved_recipe(arguments: Mapping[str, Any]) -> Recipe:
+def resolved_recipe(arguments: RunArguments) -> Recipe:
     """The recipe with the arguments that overrule parts of it."""
-    recipe = Recipe.load(arguments["recipe"])
-    if arguments["epochs"] is not None:
-        recipe = replace(recipe, epochs=arguments["epochs"], iterations=None)
+    assert arguments.recipe is not None  # `with_start` has chosen one
+    recipe = Recipe.load(arguments.recipe)
+    if arguments.epochs is not None:
+        recipe = replace(recipe, epochs=arguments.epochs, iterations=None)
     for name in ("batch_size", "lr", "early_stop"):
-        if arguments[name] is not None:
-            recipe = replace(recipe, **{name: arguments[name]})
+        if (value := getattr(arguments, name)) is not None:
+            recipe = replace(recipe, **{name: value})
     return recipe
 
 
@@ -285,8 +251,8 @@ def refuse_used(folder: Path) -> None:
         raise SOTRError(f"{folder} is not empty; continue that run with --resume, or give another folder with --out")
 
 
-def existing_run(out: str | None, data: str | None, arguments: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The folder and settings of a run to be resumed: `out`, or the newest of this data in the folder runs.
+def existing_run(out: str | None, data: str | None, given: RunArguments) -> tuple[Path, dict[str, Any], RunArguments]:
+    """The folder, settings and arguments of a run to be resumed: `out`, or the newest of this data in the folder runs.
 
     Raises:
         SOTRError: there is no such run, or an argument contradicts it.
@@ -299,20 +265,20 @@ def existing_run(out: str | None, data: str | None, arguments: Mapping[str, Any]
         raise SOTRError(f"{folder} holds no run to resume (run.json and checkpoints/last.ckpt); train without --resume")
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        run["arguments"] = recorded = DEFAULTS | run["arguments"]  # an older version knew fewer
+        recorded = RunArguments(**run["arguments"])  # an older version knew fewer
         run.setdefault("max_seconds", 0.0)
         recipe, _ = Recipe.from_dict(run["recipe"]), SOTRConfig.from_dict(run["config"])
     except (ValueError, KeyError, TypeError, SOTRError):
         raise SOTRError(f"{path} is damaged; restore it, or train anew in another folder") from None
 
-    changed = {name: value for name, value in arguments.items() if value != DEFAULTS[name] and value != recorded[name]}
-    differences = [f"{name} was {recorded[name]!r}, now {value!r}" for name, value in changed.items()]
-    if not changed and Path(recorded["recipe"]).is_file():
+    changed = given.changes(recorded)
+    differences = [f"{name} was {getattr(recorded, name)!r}, now {value!r}" for name, value in changed.items()]
+    if not changed and recorded.recipe is not None and Path(recorded.recipe).is_file():
         # The same file, but perhaps not the same contents.
         now, before = resolved_recipe(recorded).to_dict(), recipe.to_dict()
         differences += [f"recipe {key} was {before[key]!r}, now {now[key]!r}" for key in now if now[key] != before[key]]
     _refuse(folder, differences)
-    return folder, run
+    return folder, run, recorded
 
 
 def check_same_data(
@@ -369,7 +335,7 @@ def write_run(folder: Path, run: Mapping[str, Any]) -> None:
 
 def _command(data: str, settings: Mapping[str, Any]) -> str:
     """The command line that does the same."""
-    words, defaults = ["sotr", "train", data], DEFAULTS | MEANS
+    words, defaults = ["sotr", "train", data], usual_values()
     for name, value in settings.items():
         if isinstance(value, bool) and value != defaults.get(name):
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")

@@ -2,7 +2,6 @@
 
 import shlex
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,6 +14,7 @@ from sotr.errors import SOTRError
 from sotr.files import claimed
 from sotr.model.segmenter import choose_device
 from sotr.training import settings
+from sotr.training.arguments import Means, RunArguments
 from sotr.training.checkpoints import has_checkpoint
 from sotr.training.devices import Devices
 from sotr.training.recipe import Recipe
@@ -109,51 +109,41 @@ def train(
     """
     if replay is not None:
         return replay_step(replay, device, Console(quiet=quiet, soft_wrap=True, highlight=False, markup=False))
-    arguments: dict[str, Any] = {
-        "model": model,
-        "backbone_weights": backbone_weights,
-        "recipe": recipe,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "image_size": image_size,
-        "suggest": suggest,
-        "early_stop": early_stop,
-        "max_time": max_time,
-        "seed": seed,
-        "max_dets": max_dets,
-        "train_json": train_json,
-        "val_json": val_json,
-        "images": images,
-        "normalize": normalize,
-    }
-    means: dict[str, Any] = {
-        "device": device,
-        "devices": devices,
-        "nodes": nodes,
-        "strategy": strategy,
-        "compile": compile,
-        "logger": logger,
-        "workers": workers,
-    }
+    given = RunArguments(
+        model=model,
+        backbone_weights=backbone_weights,
+        recipe=recipe,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        image_size=image_size,
+        suggest=suggest,
+        early_stop=early_stop,
+        max_time=max_time,
+        seed=seed,
+        max_dets=max_dets,
+        train_json=train_json,
+        val_json=val_json,
+        images=images,
+        normalize=normalize,
+    )
+    means = Means(device, devices, nodes, strategy, compile, logger, workers)
     used = Devices(choose_device(device), devices, nodes, strategy)
     used.check_launcher()
     console = Console(stderr=True, quiet=quiet or not used.main, soft_wrap=True, highlight=False, markup=False)
-    if workers < 0:
-        raise SOTRError(f"workers is {workers}; it must be 0 or more")
     if used.total > 1 and out is None:
         raise SOTRError("several devices must agree on the folder of the run; name it with --out")
     continued = resume or finish
     if continued:
-        folder, run = settings.existing_run(out, data, arguments)
-        arguments, data = run["arguments"], data if data is not None else run["data"]["folder"]
+        folder, run, arguments = settings.existing_run(out, data, given)
+        data = data if data is not None else run["data"]["folder"]
     elif data is None:
         raise SOTRError("there is nothing to train on; give the folder of a data set")
     else:
-        folder, run = settings.new_folder(out, data, model, used.main), {}
+        folder, run, arguments = settings.new_folder(out, data, model, used.main), {}, given
 
     train_data, val_data = find_data(
-        data, train_json=arguments["train_json"], val_json=arguments["val_json"], images=arguments["images"]
+        data, train_json=arguments.train_json, val_json=arguments.val_json, images=arguments.images
     )
     if train_data is None or not len(train_data):
         raise SOTRError(f"{data} has no training pictures; name their annotations with --train-json")
@@ -166,7 +156,7 @@ def train(
         if resume:
             settings.check_same_sharing(folder, run, used)
     else:
-        settings.choose_start(arguments, train_data, offline, console)
+        arguments = settings.with_start(arguments, train_data, offline, console)
         run = settings.new_run(folder, data, arguments, means, train_data, val_data, used)
         for reason in run["advice"]:
             console.print(f"suggested by the data, and taken (--no-suggest would not): {reason}")
