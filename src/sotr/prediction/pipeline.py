@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sotr.data.choice import WHOLE, Choice
 from sotr.data.decoding_pool import DecodingPool
-from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.data.images import MAX_PIXELS
+from sotr.data.sources import ImageSource
 from sotr.data.traits import Traits
 from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
