@@ -21,5 +21,6 @@ def first_line(error: BaseException) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint to the known word that is spelled most alike, to put behind an unknown one; empty if none is near."""
     spelled = {name.lower(): name for name in known}
-    found = get_close_matches(word.lower(), spelled, 1)
+    longer = sorted((name for name in spelled if name.startswith(word.lower())), key=len)
+    found = longer or get_close_matches(word.lower(), spelled, 1)
     return f", did you mean {spelled[found[0]]!r}?" if found else ""

@@ -109,9 +109,7 @@ def fetched(url: str) -> bytes:
             while part := answer.read1(2**20):
                 content += part
                 if len(content) > URL_BYTES:
-                    raise SOTRError(
-                        f"{url}: exceeds {URL_BYTES / 2**20:.0f} MiB; download it, and give the file"
-                    )
+                    raise SOTRError(f"{url}: exceeds {URL_BYTES / 2**20:.0f} MiB; download it, and give the file")
                 if time.monotonic() > end:
                     raise TimeoutError(f"took more than {URL_SECONDS:.0f} s")
     except (OSError, ValueError, URLError) as error:

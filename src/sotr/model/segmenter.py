@@ -130,7 +130,7 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
             SOTRError: names, ids and the network's classes do not match, or a device, precision or engine is unknown.
         """
         if isinstance(network, (str, Path)):
-            raise SOTRError(f"Segmenter wraps a network; to get a trained model by its name: sotr.load({str(network)!r})")
+            raise SOTRError(f"Segmenter wraps a network; for a trained model call sotr.load({str(network)!r})")
         self.config = network.config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)

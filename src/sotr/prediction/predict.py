@@ -127,6 +127,7 @@ def predict(
     channel: int | str | None = None,
     plane: int | str | None = None,
     intensity_range: str | None = None,
+    classes: str | Sequence[str] | None = None,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -192,6 +193,7 @@ def predict(
             the brightest values along Z, for each time point.
         intensity_range: values that become black and white, such as 100,4000, or percentiles such as 1%,99.8%, instead
             of those that follow from the image or the model.
+        classes: names of classes, such as car,person: leave out the objects of others, which max_objects counts.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -228,7 +230,8 @@ def predict(
         model.change_decoding(decode)
     if tile == "auto":
         tile = model.edges[0]
-    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, choice, no_overlap)
+    how = (choice, no_overlap, classes.split(",") if isinstance(classes, str) else classes)
+    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, *how)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
     try:

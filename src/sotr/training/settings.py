@@ -90,7 +90,7 @@ def new_run(
     if not 0 <= arguments["seed"] < 2**63:
         raise SOTRError(f"seed is {arguments['seed']}; it must be a whole number from 0 on, below 2^63")
     if arguments["max_dets"] < 1:
-        raise SOTRError(f"max_dets is {arguments['max_dets']}; it must be at least 1")
+        raise SOTRError(f"max_objects is {arguments['max_dets']}; it must be at least 1")
     return {
         "name": folder.name,
         "command": _command(data, {**arguments, "out": str(folder), **means}),
@@ -371,10 +371,11 @@ def _command(data: str, settings: Mapping[str, Any]) -> str:
     """The command line that does the same."""
     words, defaults = ["sotr", "train", data], DEFAULTS | MEANS
     for name, value in settings.items():
+        flag = name.replace("max_dets", "max_objects").replace("_", "-")
         if isinstance(value, bool) and value != defaults.get(name):
-            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+            words.append(f"--{'' if value else 'no-'}{flag}")
         elif value != defaults.get(name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{flag}", str(value)]
     return shlex.join(words)
 
 
