@@ -266,7 +266,7 @@ def signature_of(name: str, command: Command) -> Callable[..., Any]:
 
     names: Any = Names()
     own[0].decorator_list, own[0].returns, own[0].body = [], None, own[0].body[:1]
-    exec(compile(ast.Module(own, []), str(path), "exec"), {}, names)  # of this package's own source
+    exec(compile(ast.Module([*own], []), str(path), "exec"), {}, names)  # of this package's own source
     function: Callable[..., Any] = names[wanted]
     return function
 
@@ -294,7 +294,7 @@ def _check_words(words: Sequence[str], chosen: str, function: Callable[..., Any]
         meant = HABITS.get(key, key)
         given = positional and meant in ("", *positional)
         if flag.startswith("-") and not re.match(r"-[\d.]", flag) and flag not in flags and "print_" not in flag:
-            hint = f", did you mean '--{meant.replace('_', '-')}'?" if meant in names else nearest(flag, flags)
+            hint = nearest(meant.replace("_", "-"), [known.lstrip("-") for known in flags]).replace("'", "'--", 1)
             hint = f"; give {positional[0]} without a flag: sotr {chosen} {positional[0].upper()}" if given else hint
             raise SOTRError(f"unrecognized argument {flag}{hint}{help_too}")
         if equals and not flag.startswith("-") and not before.startswith("-") and not Path(word).exists():

@@ -98,10 +98,10 @@ def fetched(url: str) -> bytes:
         SOTRError: it cannot be had, is too large, or takes too long.
     """
     opener = OpenerDirector()  # without the ways to files and FTP servers, to which an answer could redirect
-    for handler in (ProxyHandler, UnknownHandler, HTTPHandler, HTTPSHandler, HTTPRedirectHandler):
-        opener.add_handler(handler())
-    for handler in (HTTPDefaultErrorHandler, HTTPErrorProcessor):
-        opener.add_handler(handler())
+    for handler in (ProxyHandler(), UnknownHandler(), HTTPHandler(), HTTPSHandler(), HTTPRedirectHandler()):
+        opener.add_handler(handler)
+    opener.add_handler(HTTPDefaultErrorHandler())
+    opener.add_handler(HTTPErrorProcessor())
     opener.addheaders = [("User-Agent", "sotr")]
     end, content = time.monotonic() + URL_SECONDS, bytearray()
     try:

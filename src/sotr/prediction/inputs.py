@@ -72,7 +72,9 @@ class Inputs:
         Raises:
             SOTRError: there are none, or a video does not exist.
         """
-        items = [inputs] if is_one_image(inputs) else list(several_images(inputs))
+        items: list[str | Path] = [inputs] if isinstance(inputs, (str, Path)) else []
+        if not items:
+            items = list(several_images([inputs] if is_one_image(inputs) else inputs))
         for item in items:
             if not isinstance(item, (str, Path, int)):
                 raise SOTRError(
