@@ -1,5 +1,6 @@
 """The command line around the functions: arguments, messages and exit codes."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from sotr import cli
-from sotr.cli import COMMANDS, Command, build_parser, run
+from sotr.cli import COMMANDS, Command, build_parser, run, signature_of
 
 SAMPLE = '''
 import time
@@ -82,10 +83,16 @@ def test_arguments_become_parameters(calls: list) -> None:
     assert run(["sample", "a.png", "b.png", "--score", "0.5", "--max-objects=7", "--masks", "--no-overlays"]) == 0
     assert run(["sample", "1"]) == 0
     assert run(["sample", "a", "--max_objects", "9"]) == 0
+    assert run(["sample", "a", "--max-dets", "8"]) == 0  # COCO's name
+    # What looks like a setting may be a file, or the value of a flag.
+    Path("conf=1").touch()
+    assert run(["sample", "--model", "score=1", "conf=1", "nope=1", "--", "-x"]) == 0
     assert calls == [
         (["a.png", "b.png"], "nuclei", 0.5, 7, True, False),
         (["1"], "nuclei", 0.3, None, False, True),
         (["a"], "nuclei", 0.3, 9, False, True),
+        (["a"], "nuclei", 0.3, 8, False, True),
+        (["conf=1", "nope=1", "-x"], "score=1", 0.3, None, False, True),
     ]
 
 
@@ -123,13 +130,26 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
     ("words", "message"),
     [
         (["sample"], "required: pictures; see sotr sample --help"),
-        (["sample", "a", "--nope", "3"], "unrecognized arguments: --nope 3"),
-        (["sample", "a", "--scor", "3"], "unrecognized arguments"),
+        (["sample", "a", "--nope", "3"], "unrecognized argument --nope; see sotr sample --help"),
+        (
+            ["sample", "a", "--scor", "3"],
+            "unrecognized argument --scor, did you mean '--score'?; see sotr sample --help",
+        ),
+        (["sample", "a", "--conf", "3"], "unrecognized argument --conf, did you mean '--score'?"),
+        (["sample", "a", "-m", "b"], "unrecognized argument -m, did you mean '--model'?"),
+        (["sample", "a", "--max-det=3"], "unrecognized argument --max-det, did you mean '--max-objects'?"),
+        (["sample", "a", "--no-score"], "unrecognized argument --no-score"),
+        (["sample", "--source", "a"], "--source; give pictures without a flag: sotr sample PICTURES"),
+        (["sample", "--pictures=a"], "--pictures; give pictures without a flag: sotr sample PICTURES"),
+        (["sample", "a", "conf=0.5"], "conf=0.5 is no flag; did you mean '--score 0.5'?"),
+        (["sample", "source=a"], "source=a: give pictures without its name: sotr sample a"),
+        (["smaple", "a"], "did you mean 'sample'?; see sotr --help"),
         (["sample", "a", "--score", "high"], "score cannot be high"),
         (["sample", "a", "--max-objects", "2.5"], "max-objects cannot be 2.5"),
         (["sample", "a", "--config", "none.yaml"], "none.yaml"),
         (["sample", "a", "--config", "broken.yaml"], "broken.yaml"),
         (["sample", "a", "--config", "unknown.yaml"], "unknown.yaml: there is no setting 'nope'; the settings are"),
+        (["sample", "a", "--config", "near.yaml"], "no setting 'max_dets', did you mean 'max_objects'?"),
         (["sample", "a", "--config", "empty.yaml"], "empty.yaml must hold 'key: value' lines"),
         (["sample", "a", "--config", "items.yaml"], "items.yaml must hold 'key: value' lines"),
         (["sample", "a", "--config", "binary.yaml"], "binary.yaml is not valid YAML"),
@@ -148,6 +168,7 @@ def test_bad_input_is_one_line_and_code_2(
 ) -> None:
     Path("broken.yaml").write_text("score: [")
     Path("unknown.yaml").write_text("nope: 3")
+    Path("near.yaml").write_text("max_dets: 3")
     Path("empty.yaml").touch()
     Path("items.yaml").write_text("- 3")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -247,6 +268,35 @@ def test_the_real_process_ends_with_the_right_codes(tmp_path: Path) -> None:
 def test_help_does_not_import_pytorch() -> None:
     code = "import sys, sotr.cli\nsotr.cli.run([])\nassert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.extra])
+def test_help_needs_no_extra(name: str) -> None:
+    """What is read from the source is what the function has."""
+    _, function = build_parser(name)
+    read = signature_of(name, COMMANDS[name])
+    assert function is not None
+    assert inspect.signature(read).parameters == inspect.signature(function).parameters
+    assert read.__doc__ == function.__doc__
+
+
+def test_help_of_commands_whose_packages_are_missing() -> None:
+    code = """import sys
+for name in ("lightning", "fastapi", "uvicorn", "onnx", "onnx_ir"):
+    sys.modules[name] = None
+from sotr.cli import run
+for name in ("train", "export", "serve"):
+    try:
+        run([name, "--help"])
+    except SystemExit as stopped:
+        assert stopped.code == 0
+assert run(["serve"]) == 2
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    for words in ("[--recipe RECIPE]", "[--format {onnx,openvino}]", "[--host HOST]", "default: 32000000"):
+        assert words in shown.stdout
+    assert shown.stderr == ("error: sotr serve needs the package fastapi; install it with: pip install 'sotr[serve]'\n")
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import sotr
-from sotr.moved import MOVED
+from sotr.moved import MOVED, renamed
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -32,3 +32,13 @@ def test_names_come_from_old_modules() -> None:
 def test_what_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"sotr\.nonsense"):
         importlib.import_module("sotr.nonsense")
+
+
+def test_a_parameter_of_two_names() -> None:
+    @renamed("old", "new")
+    def double(new: int) -> int:
+        return 2 * new
+
+    assert double(1) == double(new=1) == double(old=1) == 2  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="old is another name of new"):
+        double(new=1, old=1)  # type: ignore[call-arg]

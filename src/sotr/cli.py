@@ -5,11 +5,13 @@ asked to save and stop has done so with 0. With SOTR_DEBUG=1 in
 the environment errors show where they come from.
 """
 
+import ast
 import importlib
 import inspect
 import io
 import os
 import re
+import runpy
 import signal
 import sys
 import types
@@ -20,10 +22,10 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, set_parsing_settings
 
 from sotr import startup
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, nearest
 from sotr.files import read_settings
 
 
@@ -72,6 +74,20 @@ MOVED = {"benchmark": "measuring is part of the repository now: python -m benchm
 GROUPS = {"data": "check, convert, show or make a data set"}
 """First words of commands of two."""
 
+ALSO = {"max_objects": "--max-dets"}
+"""Parameter -> another flag that sets it."""
+
+HABITS = {
+    "conf": "score", "confidence": "score", "threshold": "score", "thresh": "score", "weights": "model", "m": "model",
+    "checkpoint": "model", "o": "out", "output": "out", "project": "out", "save_dir": "out", "batch": "batch_size",
+    "imgsz": "image_size", "img_size": "image_size", "max_det": "max_objects", "class": "classes", "lr0": "lr",
+    "source": "", "input": "", "images": "", "i": "", "image": "",
+}  # fmt: skip
+"""Settings of other tools -> parameters here; empty for what a command takes first, without a flag."""
+
+COMPLETION = "--print_completion"
+"""The parser's own flag that prints a script for shells, which needs the package shtab."""
+
 DESCRIPTION = "SOTR: instance segmentation with transformers. `sotr COMMAND --help` explains a command."
 
 
@@ -91,17 +107,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code; `--help`, `--version` and `--print_config` exit by themselves."""
     words = [_with_hyphens(word) for word in arguments]
-    chosen = _chosen(words)
+    complete = COMPLETION in [word.partition("=")[0] for word in words[:1]]
+    chosen = None if complete else _chosen(words)
     try:
         if chosen in MOVED:
             raise SOTRError(f"sotr {chosen}: {MOVED[chosen]}")
-        parser, function = build_parser(chosen)
+        helped = bool({"-h", "--help"} & set(words))
+        if complete:
+            set_parsing_settings(add_print_completion_argument=True)
+        parser, function = build_parser(chosen, helped or complete, complete)
         if not words:
             parser.print_help()
             return 0
         if words in [[group] for group in GROUPS]:
             words.append("--help")
         if function is not None and chosen is not None:
+            if not helped:
+                _check_words(words, chosen, function)
             words = _configs_first(words, chosen, function)
         settings = parser.parse_args(words)
         if function is None or chosen is None:
@@ -121,8 +143,15 @@ def run(arguments: Sequence[str]) -> int:
         return int(getattr(interrupt, "exit_code", 130))
 
 
-def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any] | None]:
+def build_parser(
+    chosen: str | None, help_only: bool = False, complete: bool = False
+) -> tuple[ArgumentParser, Callable[..., Any] | None]:
     """The parser, with the arguments of the chosen command only, and that command's function.
+
+    Args:
+        chosen: the command.
+        help_only: whether the function will not be called, so that packages it needs may be missing.
+        complete: whether every command gets its arguments.
 
     Raises:
         SOTRError: the packages that the command needs are not installed.
@@ -138,8 +167,13 @@ def build_parser(chosen: str | None) -> tuple[ArgumentParser, Callable[..., Any]
         places[group] = group_parser.add_subcommands(required=False, dest="command", metavar="COMMAND")
     chosen_function = None
     for name, command in COMMANDS.items():
-        if name == chosen:
-            chosen_function = _import(name, command)
+        if name == chosen or complete:
+            try:
+                chosen_function = _import(name, command)
+            except SOTRError:
+                if not help_only or command.extra is None:
+                    raise
+                chosen_function = signature_of(name, command)
             subparser = command_parser(chosen_function, command.positional)
         else:
             subparser = ArgumentParser(exit_on_error=False)
@@ -171,12 +205,12 @@ def command_parser(function: Callable[..., Any], positional: Sequence[str] = ())
             else:
                 parser.add_argument(name, nargs="?", default=parameter.default, **options)
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flags = [f"--{name.replace('_', '-')}"] + [also for also in [ALSO.get(name)] if also]
         options["default"] = parameter.default
         if value_type is bool:
-            parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), **options)
+            parser.add_argument(*flags, action=ActionYesNo(no_prefix="no-"), **options)
         else:
-            parser.add_argument(flag, type=_plain_type(value_type), **options)
+            parser.add_argument(*flags, type=_plain_type(value_type), **options)
     parser.add_argument("--config", action="config", help="YAML file with settings by name; flags win over it.")
     return parser
 
@@ -198,6 +232,77 @@ def _import(name: str, command: Command) -> Callable[..., Any]:
         wanted = f"'sotr[{command.extra}]'" if command.extra else "sotr"
         raise SOTRError(f"sotr {name} needs the package {error.name}; install it with: pip install {wanted}") from error
     return function
+
+
+def signature_of(name: str, command: Command) -> Callable[..., Any]:
+    """A function that does nothing, but has the signature and the docstring of a command's: they are read from the
+    source, because the packages that the function needs are missing. Types from these become `Any`."""
+    wanted = command.function or name.replace("-", "_")
+    package = Path(__file__).parent.joinpath(*command.module.split(".")[1:])
+    for path in [package.with_suffix(".py")] if package.with_suffix(".py").is_file() else sorted(package.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == wanted]
+        if own:
+            break
+    origins = {
+        alias.asname or alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+
+    class Names(dict[str, Any]):
+        def __missing__(self, key: str) -> Any:
+            if key not in origins:
+                raise KeyError(key)
+            try:
+                return getattr(importlib.import_module(origins[key]), key)
+            except ModuleNotFoundError:
+                alone = Path(__file__).parent.joinpath(*origins[key].split(".")[1:]).with_suffix(".py")
+            try:  # the file may need less than its package
+                return runpy.run_path(str(alone))[key]
+            except (ModuleNotFoundError, FileNotFoundError):
+                return Any
+
+    names: Any = Names()
+    own[0].decorator_list, own[0].returns, own[0].body = [], None, own[0].body[:1]
+    exec(compile(ast.Module([*own], []), str(path), "exec"), {}, names)  # of this package's own source
+    function: Callable[..., Any] = names[wanted]
+    return function
+
+
+def _check_words(words: Sequence[str], chosen: str, function: Callable[..., Any]) -> None:
+    """Refuse unknown flags and NAME=VALUE without hyphens, with the flag that was probably meant.
+
+    Raises:
+        SOTRError: names the word.
+    """
+    parameters = inspect.signature(function).parameters
+    positional = [name for name, each in parameters.items() if each.default is inspect.Parameter.empty]
+    positional += [name for name in COMMANDS[chosen].positional if name not in positional]
+    names = [name for name in parameters if name not in positional]
+    switches = [f"no_{name}" for name in names if parameters[name].annotation is bool]
+    flags = {f"--{name.replace('_', '-')}" for name in [*names, *switches, "config"]}
+    flags |= {ALSO[name] for name in names if name in ALSO}
+    help_too = f"; see sotr {chosen} --help"
+    before = ""
+    for word in words[words.index(chosen.split()[-1]) + 1 :]:
+        if word == "--":
+            return
+        flag, equals, value = word.partition("=")
+        key = flag.lstrip("-").replace("-", "_")
+        meant = HABITS.get(key, key)
+        given = positional and meant in ("", *positional)
+        if flag.startswith("-") and not re.match(r"-[\d.]", flag) and flag not in flags and "print_" not in flag:
+            hint = nearest(meant.replace("_", "-"), [known.lstrip("-") for known in flags]).replace("'", "'--", 1)
+            hint = f"; give {positional[0]} without a flag: sotr {chosen} {positional[0].upper()}" if given else hint
+            raise SOTRError(f"unrecognized argument {flag}{hint}{help_too}")
+        if equals and not flag.startswith("-") and not before.startswith("-") and not Path(word).exists():
+            if meant in names:
+                raise SOTRError(f"{word} is no flag; did you mean '--{meant.replace('_', '-')} {value}'?{help_too}")
+            if given and key.isidentifier():
+                raise SOTRError(f"{word}: give {positional[0]} without its name: sotr {chosen} {value}{help_too}")
+        before = word
 
 
 def _with_hyphens(word: str) -> str:
@@ -242,7 +347,8 @@ def _check_config(path: Path, function: Callable[..., Any]) -> None:
     settings = read_settings(path, known)
     for name, value in settings.items():
         if name not in known:
-            raise SOTRError(f"{path}: there is no setting {str(name)!r}; the settings are {', '.join(known)}")
+            hint = nearest(str(name), known)
+            raise SOTRError(f"{path}: there is no setting {str(name)!r}{hint}; the settings are {', '.join(known)}")
         if _is_list(types_of.get(name)) and not (isinstance(value, list) and value):
             raise SOTRError(f"{path}: {name} is {value!r}; give a list, such as [{value or '...'}]")
 
@@ -258,6 +364,8 @@ def one_line(error: Exception, chosen: str | None = None) -> str:
         message = f"{name.replace('_', '-')} cannot be {value.strip() or 'empty'}"
     elif chosen and "arguments are required: " in message:
         message = message.replace(f"{chosen.replace(' ', '.')}.", "")
+    if chosen and "invalid choice" in message:
+        message += nearest(chosen, COMMANDS)
     known = chosen if chosen in COMMANDS else (chosen or "").partition(" ")[0]
     return f"{message}; see sotr {f'{known} ' if known in COMMANDS or known in GROUPS else ''}--help"
 

@@ -39,6 +39,8 @@ def load(
     Raises:
         SOTRError: there is no such model, or it cannot be used.
     """
+    if not isinstance(name_or_path, (str, Path)):
+        raise SOTRError(f"a model has a name or path, such as sotr.load('nuclei'), not {type(name_or_path).__name__}")
     if Path(name_or_path).suffix.lower() in EXPORTED_SUFFIXES:
         from sotr.export.runtime import ExportedSegmenter
 

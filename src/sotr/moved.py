@@ -1,12 +1,18 @@
-"""Modules of version 0.3 under their old names, for one minor version, with a `DeprecationWarning`."""
+"""Modules of version 0.3 under their old names, for one minor version, with a `DeprecationWarning`; other names of
+parameters."""
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MOVED = {
     "sotr.data.advice": "sotr.curation.advice",
@@ -54,3 +60,20 @@ def keep_old_names() -> None:
     """Let old names be imported."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())
+
+
+def renamed(other: str, name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function's keyword `name` be given as `other`, too."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*arguments: P.args, **keywords: P.kwargs) -> R:
+            if other in keywords:
+                if name in keywords:
+                    raise TypeError(f"{other} is another name of {name}; give one of them")
+                keywords[name] = keywords.pop(other)
+            return function(*arguments, **keywords)
+
+        return call
+
+    return decorate

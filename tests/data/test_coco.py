@@ -377,6 +377,32 @@ def test_folders_without_data_say_what_was_looked_for(tmp_path: Path) -> None:
         find_data(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        ({"data.yaml": "names:\n  0: cat\n"}, "YOLO"),
+        ({"labels/train/a.txt": "0 0 0 1 1 1 0"}, "YOLO"),
+        ({"train/labels/a.txt": "0 0 0 1 1 1 0"}, "YOLO"),
+        ({"Annotations/a.xml": "<annotation/>", "JPEGImages/a.jpg": ""}, "Pascal VOC"),
+        ({"a.json": '{"version": "5.0", "shapes": []}'}, "labelme"),
+        ({"recipe.yaml": "lr: 0.1\n", "a.json": "{}"}, None),
+    ],
+)
+def test_other_formats_are_named_with_the_command_that_converts(
+    tmp_path: Path, files: dict[str, str], kind: str | None
+) -> None:
+    folder = tmp_path / "my set"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    command = rf"my set: this is {kind}, not COCO; convert it with sotr data convert '.*my set' 'my set-coco'"
+    with pytest.raises(SOTRError, match=command if kind else "holds no data set"):
+        find_data(folder)
+    if "data.yaml" in files:
+        with pytest.raises(SOTRError, match=command):
+            find_data(folder / "data.yaml")
+
+
 def test_splits_must_have_the_same_categories(tmp_path: Path) -> None:
     write(tmp_path, content())
     other = copy.deepcopy(content())

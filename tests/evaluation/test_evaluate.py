@@ -135,8 +135,8 @@ def test_a_model_that_is_right_has_ap_1(data: Path, good_model: Segmenter, batch
     assert (report["images"], report["objects"], report["detections"]) == (4, 6, 6)
 
 
-def test_max_dets_limits_what_is_found(data: Path, good_model: Segmenter) -> None:
-    report = evaluate(data, good_model, max_dets=1, device="cpu", quiet=True)
+def test_max_objects_limits_what_is_found(data: Path, good_model: Segmenter) -> None:
+    report = evaluate(data, good_model, max_objects=1, device="cpu", quiet=True)
     # The best of each picture only: quadrant 0 before 1 before 3.
     assert report["detections"] == 3
     assert report["per_class"]["white"]["AP50"] == pytest.approx(67 / 101)  # 2 of 3, on COCO's 101 recalls
@@ -220,7 +220,8 @@ def test_table_shows_the_numbers(data: Path, good_model: Segmenter, capsys: pyte
         ({"split": "test"}, "has no test split; name the file with --val-json"),
         ({"results": "."}, r"\. is a folder; name a file with --results"),
         ({"split": "train"}, "train"),
-        ({"max_dets": 0}, "max_dets is 0"),
+        ({"max_objects": 0}, "max_objects is 0"),
+        ({"max_dets": 0}, "max_objects is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"model": "no-such-model"}, "no-such-model"),

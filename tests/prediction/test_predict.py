@@ -60,6 +60,21 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def test_only_the_classes_that_are_named(folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    whole = [segmenter.predict(folder / name, score=SCORE) for name in ("a.png", "b.jpg", "deeper/a.png")]
+    counts = Counter(name for found in whole for name in (found.class_names[label] for label in found.labels_I))
+    assert len(counts) > 1
+    common, rest = counts.most_common()[0][0], [name for name in ("cat", "dog", "bird") if counts[name]][:2]
+    for number, (classes, names) in enumerate(((common, [common]), (",".join(rest), rest), (rest, rest))):
+        summary = predict([folder], segmenter, tmp_path / str(number), score=SCORE, classes=classes, quiet=True)
+        assert summary.objects == sum(counts[name] for name in names)
+        data = COCO(str(tmp_path / str(number) / "predictions.json"))
+        assert {data.cats[each["category_id"]]["name"] for each in data.anns.values()} == set(names)
+    with pytest.raises(SOTRError, match=r"no class 'caat', did you mean 'cat'\?; the classes are cat, dog, bird"):
+        predict([folder], segmenter, tmp_path / "new", classes="dog,caat", quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
 def files_below(folder: Path) -> list[str]:
     """All but the list of them."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != LEDGER_FILE]

@@ -124,7 +124,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
 
     run = json.loads((out / "run.json").read_text())
     assert run["command"] == (
-        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-dets 7 --out {out} "
+        f"sotr train {coco_folder} --model sotr-nano --recipe {recipe} --image-size 64 --max-objects 7 --out {out} "
         "--device cpu --workers 1"
     )
     card = (out / "model" / "README.md").read_text()
@@ -380,7 +380,7 @@ def test_bad_arguments(tiny: Train, tmp_path: Path, write_yaml: Callable[..., st
         ({"batch_size": -1}, r"batch_size is -1"),
         ({"lr": float("nan")}, r"lr is nan"),
         ({"image_size": 0}, r"image_size is 0"),
-        ({"max_dets": 0}, r"max_dets is 0"),
+        ({"max_dets": 0}, r"max_objects is 0"),
         ({"seed": -1}, r"seed is -1"),
         ({"seed": 2**63}, r"seed is \d+; it must be a whole number"),
         ({"workers": -1}, r"workers is -1"),

@@ -19,6 +19,7 @@ from sotr.data.choice import WHOLE, Choice
 from sotr.data.costly import refuse_costly
 from sotr.data.deep import deep_values
 from sotr.data.scaling import scale_to_8_bit
+from sotr.data.sources import ImageSource, plain_source
 from sotr.data.stack import Stack
 from sotr.data.tiff import MAGICS, TURNS, TiffImage, UnsupportedTiffError, open_tiff, stack_of
 from sotr.errors import SOTRError
@@ -56,9 +57,6 @@ class PictureTooLargeError(SOTRError):
     """An image has more pixels than are accepted."""
 
 
-ImageSource = str | Path | bytes | Image.Image | NDArray[Any]
-
-
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Choice = WHOLE) -> NDArray[np.uint8]:
     """Load an image as RGB, upright.
 
@@ -78,7 +76,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Cho
 
     Args:
         source: a file, the bytes of a file, a PIL image, or an array: H x W, H x W x 1, H x W x 3 (RGB) or H x W x 4
-            (RGBA), uint8 (taken as it is) or uint16 (scaled as above).
+            (RGBA), uint8 (taken as it is) or uint16 (scaled as above); an open file; or a tensor, see `plain_source`.
         max_pixels: the largest width times height that is accepted.
         choice: channel and plane, where there are several, and the values that become black and white.
 
@@ -89,6 +87,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Cho
         PictureTooLargeError: if it has more than `max_pixels` pixels.
         SOTRError: if the file is missing, no image, truncated, or of an unsupported kind.
     """
+    source = plain_source(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels, choice)
     name = "<PIL image>" if isinstance(source, Image.Image) else "<bytes>" if isinstance(source, bytes) else str(source)
@@ -355,6 +354,8 @@ def _values(image: Image.Image, source: str | Path | bytes | None, name: str = "
 def _from_array(array: NDArray[Any], max_pixels: int, choice: Choice) -> NDArray[np.uint8]:
     shape = " x ".join(map(str, array.shape))
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and 0 not in array.shape:
+            raise SOTRError(f"<array>: shape {shape} has its channels first; give array.transpose(1, 2, 0)")
         raise SOTRError(f"<array>: shape {shape} is no image; give H x W, H x W x 3 (RGB) or H x W x 4 (RGBA)")
     if array.dtype not in (np.uint8, np.uint16):
         raise SOTRError(f"<array>: type {array.dtype} has no fixed range; scale it to 0..255 and give uint8")

@@ -14,6 +14,7 @@ as CVAT's instances_default.json, is taken to train on. File names of another co
 """
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def locate_data(
         SOTRError: nothing is found.
     """
     folder = Path(folder)
+    if folder.suffix in (".yaml", ".yml") and folder.is_file():
+        folder = folder.parent  # as Ultralytics names data sets
     if not folder.is_dir():
         raise SOTRError(f"{folder}: no such folder; give the folder of a COCO data set")
     if images is not None:
@@ -56,6 +59,10 @@ def locate_data(
             raise SOTRError(f"{images}: is not a folder; give the folder of the images with --images")
     found: Located = {}
     if train_json is None and val_json is None and not (found := find_layout(folder)):
+        if (other := other_format(folder)) is not None:
+            made = f"{folder.resolve().name}-coco"
+            command = shlex.join(["sotr", "data", "convert", str(folder), made])
+            raise SOTRError(f"{folder}: this is {other}, not COCO; convert it with {command}, then name {made} instead")
         raise SOTRError(
             f"{folder}: holds no data set; looked for annotations/instances_train*.json or instances_val*.json, "
             "train/_annotations.coco.json, train.json or val.json, and a lone result.json, labels.json or "
@@ -75,6 +82,21 @@ def find_layout(folder: Path) -> Located:
         if found := layout(folder):
             return found
     return {}
+
+
+def other_format(folder: Path) -> str | None:
+    """What a folder without COCO files looks like: "YOLO", "Pascal VOC" or "labelme"; None if like none of them."""
+    names = {path.name.lower() for path in folder.iterdir()}
+    splits = [folder, *(folder / name for name in SPLITS)]
+    named = any(re.search(rb"^names\s*:", path.read_bytes(), re.M) for path in folder.glob("*.y*ml") if path.is_file())
+    if named or any(next((s / "labels").rglob("*.txt"), None) for s in splits):
+        return "YOLO"
+    if {"annotations", "jpegimages"} <= names or "segmentationobject" in names:
+        return "Pascal VOC"
+    for path in sorted(folder.glob("*.json"))[:1]:
+        with path.open("rb") as file:
+            return "labelme" if b'"shapes"' in file.read(2**16) else None
+    return None
 
 
 def locate_test(folder: Path) -> tuple[Path, Path]:

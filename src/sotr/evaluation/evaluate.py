@@ -25,6 +25,7 @@ from sotr.files import atomic_write
 from sotr.loading import load
 from sotr.model.predictor import Predictor
 from sotr.model.segmenter import Segmenter
+from sotr.moved import renamed
 from sotr.progress import progress_bar
 from sotr.results.instances import Instances
 
@@ -32,11 +33,12 @@ UNKNOWN_CLASS = -1
 """Stands for a class of the model that the data set does not have."""
 
 
+@renamed("max_dets", "max_objects")
 def evaluate(
     data: str | Path,
     model: str | Path | Predictor = "nuclei",
     split: str = "val",
-    max_dets: int = 100,
+    max_objects: int = 100,
     batch_size: int = 1,
     device: str = "auto",
     json: bool = False,
@@ -59,7 +61,8 @@ def evaluate(
         model: a bundled model, a model or run folder, a hub id, or a file that `sotr export` wrote (in Python also a
             loaded model, which stays on its device).
         split: which part of the data to measure on: val, train or test.
-        max_dets: detections per picture that are made and counted; COCO's own is 100, crowded pictures need more.
+        max_objects: detections per image that are made and counted; COCO's own is 100, crowded images need more.
+            COCO's name for it, max_dets, is taken too.
         batch_size: pictures that go through the network together.
         device: auto, cpu, cuda, cuda:1 or mps.
         json: print one JSON object on standard output instead of tables.
@@ -88,7 +91,7 @@ def evaluate(
     """
     if split not in ("val", "train", "test"):
         raise SOTRError(f"there is no split {split!r}; choose val, train or test")
-    for name, value, least in (("max_dets", max_dets, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+    for name, value, least in (("max_objects", max_objects, 1), ("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise SOTRError(f"{name} is {value}; it must be at least {least}")
     if results is not None and Path(results).is_dir():
@@ -111,7 +114,7 @@ def evaluate(
     category_ids = match_classes(segmenter.class_names, dataset.class_names, dataset.category_ids)
     if absent := sorted(set(dataset.class_names) - set(segmenter.class_names)):
         messages.print(f"the model does not know, and so scores 0 on: {escape(', '.join(absent))}")
-    if not isinstance(segmenter, Segmenter) and max_dets > (most := segmenter.decode_options.max_objects):
+    if not isinstance(segmenter, Segmenter) and max_objects > (most := segmenter.decode_options.max_objects):
         messages.print(f"the file was exported for {most} objects per picture, so it gives no more than that")
 
     started = time.perf_counter()
@@ -121,7 +124,7 @@ def evaluate(
                 segmenter,
                 dataset,
                 category_ids,
-                max_dets=max_dets,
+                max_dets=max_objects,
                 batch_size=batch_size,
                 workers=workers,
                 on_pictures=advance,
@@ -142,7 +145,9 @@ def evaluate(
     measured = results is None or len(dataset.labels) > 0
     metrics = None
     if measured:
-        metrics = coco_metrics(dataset.truth(), detections, max_dets=max_dets).at_operating_point(dataset, detections)
+        metrics = coco_metrics(dataset.truth(), detections, max_dets=max_objects).at_operating_point(
+            dataset, detections
+        )
     counted = {"images": len(dataset), "detections": len(detections)} if metrics is None else metrics.to_dict()
     report = {"model": segmenter.name, "data": str(data), "split": split, **counted, "seconds": round(seconds, 3)}
     if json:

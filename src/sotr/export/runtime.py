@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sotr.data.choice import Choice
-from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.images import MAX_PIXELS, load_image
 from sotr.data.scaling import IntensityRange
 from sotr.data.sizes import padded_side, resized_size
+from sotr.data.sources import ImageSource
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError, first_line
 from sotr.export.description import INPUT, METADATA_KEY, OBJECT_OUTPUTS, ExportDescription

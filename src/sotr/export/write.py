@@ -92,8 +92,15 @@ def export(
     )
 
     console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    with console.status("exporting"):
+    steps = 2 + bool(calibration)
+    with console.status("exporting") as status:
+
+        def begin(number: int, step: str) -> None:
+            console.print(f"{number}/{steps} {step}")
+            status.update(step)
+
         try:
+            begin(1, f"turning {segmenter.name} into a graph: seconds, or minutes for many layers")
             if format == "openvino" and raw:
                 _save_openvino(path, lambda _: _raw_openvino(segmenter), description)
                 return _told(console, path)
@@ -101,7 +108,9 @@ def export(
             if calibration:
                 from sotr.export.int8 import quantized  # what it needs takes its time to import
 
+                begin(2, f"learning ranges for 8 bits from images in {int8}")
                 content = quantized(content, calibration)
+            begin(steps, f"writing {path}")
             if format == "onnx":
                 with atomic_write(path) as file:
                     file.write(content)

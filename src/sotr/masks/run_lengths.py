@@ -10,10 +10,12 @@ printable character per digit: 48 plus five bits of value plus 32 if more digits
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from faster_coco_eval import mask_api_new_cpp
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
@@ -318,3 +320,18 @@ def _patches(runs: Runs, parts_I4: Ints, first: int, last: int) -> list[NDArray[
         flat[strips[i] : strips[i + 1]].reshape(columns[i], heights[i])[:, parts[i, 1] : parts[i, 3]].T
         for i in range(last - first)
     ]
+
+
+def crop_of(rle: Mapping[str, Any], x0: int, y0: int, x1: int, y1: int) -> NDArray[np.bool_]:
+    """The part of a compressed mask inside a box that holds all of it, (y1 - y0) x (x1 - x0)."""
+    height = rle["size"][0]
+    # Only the box's columns are rasterized (runs go down the columns): for a nucleus in a big image that is
+    # some fifty times quicker than decoding the whole image.
+    run_ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([rle])[0]["counts"], dtype=np.int64)
+    starts, stops = run_ends[0:-1:2] - x0 * height, run_ends[1::2] - x0 * height
+    real = stops > starts  # encoders may write runs of length zero, even outside the box
+    steps = np.zeros((x1 - x0) * height + 1, np.int8)
+    steps[starts[real]] += 1
+    steps[stops[real]] -= 1
+    columns_WH = np.cumsum(steps[:-1], dtype=np.int8).reshape(x1 - x0, height)
+    return np.ascontiguousarray(columns_WH[:, y0:y1].T).view(bool)

@@ -1,17 +1,15 @@
 """What every model that segments pictures has in common, whatever runs it. Nothing here needs PyTorch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
-import numpy as np
-from PIL import Image
-
 from sotr.data.choice import Choice
-from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.data.images import MAX_PIXELS
 from sotr.data.scaling import IntensityRange
+from sotr.data.sources import ImageSource, fetched, is_one_image, is_url, plain_source, several_images
 from sotr.data.traits import Domain
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
@@ -84,12 +82,13 @@ class Predictor(ABC, Generic[Prepared]):
         tile: int | None = None,
         overlap: float = OVERLAP,
         as_is: bool = False,
+        allow_url: bool = False,
     ) -> Instances: ...
 
     @overload
     def predict(
         self,
-        pictures: Sequence[ImageSource],
+        pictures: Iterable[ImageSource],
         *,
         score: float | None = None,
         max_objects: int | None = None,
@@ -97,11 +96,12 @@ class Predictor(ABC, Generic[Prepared]):
         tile: int | None = None,
         overlap: float = OVERLAP,
         as_is: bool = False,
+        allow_url: bool = False,
     ) -> list[Instances]: ...
 
     def predict(
         self,
-        pictures: ImageSource | Sequence[ImageSource],
+        pictures: ImageSource | Iterable[ImageSource],
         *,
         score: float | None = None,
         max_objects: int | None = None,
@@ -109,58 +109,107 @@ class Predictor(ABC, Generic[Prepared]):
         tile: int | None = None,
         overlap: float = OVERLAP,
         as_is: bool = False,
+        allow_url: bool = False,
     ) -> Instances | list[Instances]:
-        """Segment one picture, or a list of them.
+        """Segment one image, or several.
 
         Args:
-            pictures: a file name, a file's bytes, a PIL picture or an HW3 uint8 RGB array; or a list of these, which
-                may be empty.
+            pictures: a file name; a file's bytes; an open file, which is read from where it stands; a PIL image; an
+                array H x W, H x W x 3 (RGB) or H x W x 4, uint8 or uint16; a PyTorch tensor, see `plain_source` in
+                `sotr.data.sources`. Or a list or generator of these, which may be empty.
             score: objects below this score, in 0..1, are left out; None takes the score that was chosen on the model's
                 validation images, `decode_options.operating_score`.
-            max_objects: at most so many objects per picture, best first; None takes the model's `decode_options`.
-            batch_size: pictures that go through the network together. Pictures of different sizes are padded to the
+            max_objects: at most so many objects per image, best first; None takes the model's `decode_options`.
+            batch_size: images that go through the network together. Images of different sizes are padded to the
                 largest of their batch, which changes scores and masks slightly; 1 avoids that.
-            tile: segment each picture, of whatever size, in overlapping tiles of so many pixels a side, and merge their
+            tile: segment each image, of whatever size, in overlapping tiles of so many pixels a side, and merge their
                 objects, see `sotr.tiling`; `max_objects` is then the limit of a tile, and `batch_size` counts tiles.
             overlap: part of a tile's side, above 0 and at most 0.5, that it shares with the next one.
-            as_is: whether the pictures' values have been brought to the model's `intensity` already.
+            as_is: whether the images' values have been brought to the model's `intensity` already.
+            allow_url: whether file names may be http and https addresses, which are fetched: up to 256 MiB, in 30 s.
 
         Returns:
-            `Instances` at the picture's own size, or a list of them for a list of pictures.
+            `Instances` at the image's own size, or a list of them for several images. They show themselves on their
+            image in notebooks, and refer to it weakly: it is not kept in memory for them.
 
         Raises:
-            SOTRError: a picture cannot be read or has the wrong type, or an argument is out of range.
+            SOTRError: an image cannot be read or has the wrong type, or an argument is out of range.
         """
+        images = [pictures] if is_one_image(pictures) else several_images(pictures)
+        results = list(self._each(images, score, max_objects, batch_size, tile, overlap, as_is, allow_url))
+        return results[0] if is_one_image(pictures) else results
+
+    def predict_many(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        score: float | None = None,
+        max_objects: int | None = None,
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = OVERLAP,
+        allow_url: bool = False,
+    ) -> Iterator[Instances]:
+        """The objects of each image in turn, as they are found: memory holds one batch, however many images come.
+
+        Args:
+            images: a list, a generator or the like; it is asked for the next batch when that is needed.
+            score, max_objects, batch_size, tile, overlap, allow_url: as for `predict`.
+
+        Raises:
+            SOTRError: as `predict`; for settings at once, for an image when its turn comes.
+        """
+        if is_one_image(images):
+            raise SOTRError("predict_many takes a list or generator of images; for one image there is predict")
+        several = several_images(images)
+        return self._each(several, score, max_objects, batch_size, tile, overlap, False, allow_url)
+
+    def _each(
+        self,
+        images: Iterable[ImageSource],
+        score: float | None,
+        max_objects: int | None,
+        batch_size: int,
+        tile: int | None,
+        overlap: float,
+        as_is: bool,
+        allow_url: bool,
+    ) -> Iterator[Instances]:
+        """The objects of each image, batch by batch; the settings are checked before there is any."""
         if batch_size < 1:
             raise SOTRError(f"batch_size is {batch_size}; it must be at least 1")
-        self.options_for(score, max_objects)  # checked even where there is no picture
+        self.options_for(score, max_objects)
         if tile is not None:
             check_tiles(tile, overlap)
 
-            def in_tiles(picture: ImageSource) -> Instances:
-                with open_picture(picture, choice=Choice(intensity=None if as_is else self.intensity)) as opened:
-                    return segment_tiles(
-                        lambda tiles: self.segment(
-                            [self.prepare(tile, as_is=True) for tile in tiles], score=score, max_objects=max_objects
-                        ),
-                        opened,
-                        tile,
-                        overlap,
-                        class_names=self.class_names,
-                        category_ids=self.category_ids,
-                        batch_size=batch_size,
-                    )
+        def plain(image: ImageSource) -> ImageSource:
+            return plain_source(fetched(str(image)) if allow_url and is_url(image) else image)
 
-            if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-                return in_tiles(pictures)
-            return [in_tiles(picture) for picture in pictures]
-        if isinstance(pictures, (str, Path, bytes, Image.Image, np.ndarray)):
-            return self.segment([self.prepare(pictures, as_is=as_is)], score=score, max_objects=max_objects)[0]
-        results: list[Instances] = []
-        for start in range(0, len(pictures), batch_size):
-            batch = [self.prepare(picture, as_is=as_is) for picture in pictures[start : start + batch_size]]
-            results += self.segment(batch, score=score, max_objects=max_objects)
-        return results
+        def of_batch(batch: Sequence[ImageSource], as_is: bool) -> list[Instances]:
+            prepared = [self.prepare(plain(image), as_is=as_is) for image in batch]
+            return self.segment(prepared, score=score, max_objects=max_objects)
+
+        def in_tiles(image: ImageSource, side: int) -> Instances:
+            choice = Choice(intensity=None if as_is else self.intensity)
+            with open_picture(plain(image), choice=choice) as opened:
+                return segment_tiles(
+                    lambda tiles: of_batch(tiles, True),
+                    opened,
+                    side,
+                    overlap,
+                    class_names=self.class_names,
+                    category_ids=self.category_ids,
+                    batch_size=batch_size,
+                )
+
+        def found() -> Iterator[Instances]:
+            waiting = iter(images)
+            while batch := list(islice(waiting, 1 if tile is not None else batch_size)):
+                results = of_batch(batch, as_is) if tile is None else [in_tiles(batch[0], tile)]
+                for image in batch:
+                    yield results.pop(0).with_image(None if is_url(image) else image)
+
+        return found()
 
     @abstractmethod
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:

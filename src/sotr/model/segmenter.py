@@ -21,8 +21,9 @@ from sotr.acceleration.plain import undisturbed
 from sotr.building import build_network
 from sotr.config import PRESETS
 from sotr.data.choice import Choice
-from sotr.data.images import MAX_PIXELS, ImageSource, load_image
+from sotr.data.images import MAX_PIXELS, load_image
 from sotr.data.scaling import IntensityRange
+from sotr.data.sources import ImageSource
 from sotr.data.traits import Domain
 from sotr.data.transforms import pad_batch
 from sotr.decoding import DecodeOptions, Found, find, finish
@@ -113,8 +114,8 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
     def __init__(
         self,
         network: SOTR,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
+        class_names: Sequence[str] = (),
+        category_ids: Sequence[int] = (),
         decode_options: DecodeOptions | None = None,
         name: str = "sotr",
         device: str | torch.device = "cpu",
@@ -128,6 +129,8 @@ class Segmenter(Predictor[Prepared], ModelHubMixin):
         Raises:
             SOTRError: names, ids and the network's classes do not match, or a device, precision or engine is unknown.
         """
+        if isinstance(network, (str, Path)):
+            raise SOTRError(f"Segmenter wraps a network; for a trained model call sotr.load({str(network)!r})")
         self.config = network.config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)

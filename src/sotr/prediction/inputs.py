@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sotr.data.choice import WHOLE, Choice
 from sotr.data.images import MICROSCOPE_SUFFIXES, image_stack, list_images
+from sotr.data.sources import is_one_image, several_images
 from sotr.errors import SOTRError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
@@ -71,7 +72,15 @@ class Inputs:
         Raises:
             SOTRError: there are none, or a video does not exist.
         """
-        items = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+        items: list[str | Path] = [inputs] if isinstance(inputs, (str, Path)) else []
+        if not items:
+            items = list(several_images([inputs] if is_one_image(inputs) else inputs))
+        for item in items:
+            if not isinstance(item, (str, Path, int)):
+                raise SOTRError(
+                    f"sotr.predict takes files and writes a folder; for {type(item).__name__} and other images in "
+                    "memory: sotr.load('nuclei').predict(image)"
+                )
         if not items:
             raise SOTRError("no images given; name files, folders or glob patterns")
         videos = tuple(_video(item) for item in items if _is_video(item))

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from sotr.data.choice import WHOLE, Choice
 from sotr.data.decoding_pool import DecodingPool
-from sotr.data.images import MAX_PIXELS, ImageSource
+from sotr.data.images import MAX_PIXELS
+from sotr.data.sources import ImageSource
 from sotr.data.traits import Traits
 from sotr.errors import SOTRError
 from sotr.model.predictor import Predictor
 from sotr.prediction.inputs import Picked
 from sotr.results.instances import Instances
+from sotr.results.selection import labels_of
 from sotr.tiling import TilePicture, check_tiles, open_picture, segment_tiles
 
 READERS = min(4, os.cpu_count() or 1)
@@ -52,6 +54,8 @@ class Segmentation:
     """What is taken of files with several images, and which values become black and white."""
     no_overlap: bool = False
     """Whether pixels of several objects are left to the best."""
+    classes: Sequence[str] | None = None
+    """Names of the classes whose objects are wanted; None for all."""
 
     def choice_of(self, picked: Picked) -> Choice:
         """What to take of an image file: the model's own black and white where none are given."""
@@ -65,6 +69,7 @@ class Segmentation:
         """
         if self.tile is not None:
             check_tiles(self.tile, self.overlap)
+        labels_of(self.model.class_names, self.classes or ())
         if not 0 < self.file_seconds < math.inf:
             raise SOTRError(f"file_seconds is {self.file_seconds}; it must be positive, and not infinite")
         self._predict([])
@@ -76,7 +81,7 @@ class Segmentation:
             as_is: whether their values are what the model's `intensity` makes of them.
         """
         if self.tile is None:
-            return [self._told_apart(found) for found in self._predict(images, as_is)]
+            return [self._wanted(found) for found in self._predict(images, as_is)]
         found = []
         for image in images:
             with open_picture(image, choice=Choice(intensity=None if as_is else self.model.intensity)) as picture:
@@ -96,10 +101,11 @@ class Segmentation:
             batch_size=self.batch_size,
             progress=progress,
         )
-        return self._told_apart(found)
+        return self._wanted(found)
 
-    def _told_apart(self, instances: Instances) -> Instances:
-        return instances.without_overlap() if self.no_overlap else instances
+    def _wanted(self, instances: Instances) -> Instances:
+        wanted = instances.filter(class_name=self.classes)
+        return wanted.without_overlap() if self.no_overlap else wanted
 
     def _predict(self, images: Sequence[NDArray[np.uint8]], as_is: bool = False) -> list[Instances]:
         return self.model.predict(

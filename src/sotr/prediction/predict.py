@@ -128,6 +128,7 @@ def predict(
     channel: int | str | None = None,
     plane: int | str | None = None,
     intensity_range: str | None = None,
+    classes: str | Sequence[str] | None = None,
 ) -> PredictionSummary:
     """Segment pictures or videos and write the results to a folder.
 
@@ -194,6 +195,7 @@ def predict(
             the brightest values along Z, for each time point.
         intensity_range: values that become black and white, such as 100,4000, or percentiles such as 1%,99.8%, instead
             of those that follow from the image or the model.
+        classes: names of classes, such as car,person: leave out the objects of others, which max_objects counts.
 
     Returns:
         Counts, and the pictures that could not be read, which are skipped.
@@ -232,7 +234,8 @@ def predict(
         tile = max(MIN_TILE, good_tile(model.edges, model.training_size))
     if score is None:
         score = model.options_for(None, None).score_threshold
-    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, choice, no_overlap)
+    how = (choice, no_overlap, classes.split(",") if isinstance(classes, str) else classes)
+    segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, *how)
     # No picture, but the limits are checked before anything is written.
     segmentation.check()
     try:

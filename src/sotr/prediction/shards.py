@@ -175,6 +175,7 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
         "overlap": segmentation.overlap if segmentation.tile else None,
         "channel_plane_or_range": None if segmentation.choice == WHOLE else segmentation.choice.to_json(),
         "no_overlap": segmentation.no_overlap or None,
+        "classes": segmentation.classes and list(segmentation.classes),
         "categories": categories(segmentation.model.class_names, segmentation.model.category_ids),
     }
     path = out / SHARDS_FOLDER / RUN_FILE

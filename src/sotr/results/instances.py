@@ -4,20 +4,22 @@ Masks are kept as COCO run-length encodings, a few hundred bytes each, so that t
 dense view is made on demand. Nothing here needs PyTorch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from faster_coco_eval import mask_api_new_cpp
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import ArrayLike, NDArray
 
-from sotr.errors import SOTRError
+from sotr.errors import SOTRError, nearest
 from sotr.masks.checked import plain_rle
-from sotr.masks.run_lengths import encode_counts, mask_runs, runs_to_counts
+from sotr.masks.run_lengths import crop_of, encode_counts, mask_runs, runs_to_counts
+from sotr.results.rows import ROW_COLUMNS, coco_of, json_of, rows_of
+from sotr.results.selection import joined, kept
+from sotr.results.source import SourceImage
 
 if TYPE_CHECKING:
     import supervision
@@ -36,11 +38,10 @@ class Instances:
         class_names: every class of the model or data set, found here or not.
         category_ids: the original id of each class, aligned with `class_names`.
         image_size: (H, W) of the image in pixels.
+        source: a reference to the image that does not keep it in memory, see `with_image`; None if it is not known.
     """
 
-    ROW_COLUMNS: ClassVar[tuple[str, ...]] = (
-        "object", "class", "category_id", "score", "area", "x_min", "y_min", "x_max", "y_max", "x_center", "y_center"
-    )  # fmt: skip
+    ROW_COLUMNS: ClassVar[tuple[str, ...]] = ROW_COLUMNS
 
     scores_I: NDArray[np.float32]
     labels_I: NDArray[np.int64]
@@ -49,6 +50,7 @@ class Instances:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     image_size: tuple[int, int]
+    source: SourceImage | None = field(default=None, repr=False)
 
     @classmethod
     def from_rles(
@@ -180,6 +182,19 @@ class Instances:
         """No object in an image of `image_size` (H, W)."""
         return cls.from_rles([], [], [], class_names, category_ids, image_size)
 
+    @classmethod
+    def concatenate(cls, parts: "Iterable[Instances]") -> "Instances":
+        """The objects of all parts, which are of one image, best score first.
+
+        Classes are united by name. A class has the id that the first part with it gives it; if that id belongs to
+        another class by then, it has the next free one.
+
+        Raises:
+            SOTRError: there is no part, or two are of images of different sizes.
+        """
+        given = list(parts)
+        return replace(cls.from_encoded(*joined(given)), source=given[0].source)
+
     def __len__(self) -> int:
         return len(self.scores_I)
 
@@ -195,20 +210,35 @@ class Instances:
             wanted = np.asarray(index)
             # np.asarray([]) is float, which numpy refuses as an index.
             chosen = np.arange(len(self))[wanted if wanted.size else wanted.astype(np.int64)]
-        return Instances(
-            self.scores_I[chosen],
-            self.labels_I[chosen],
-            self.boxes_I4[chosen],
-            tuple(self.rles[i] for i in chosen),
-            self.class_names,
-            self.category_ids,
-            self.image_size,
+        return replace(
+            self,
+            scores_I=self.scores_I[chosen],
+            labels_I=self.labels_I[chosen],
+            boxes_I4=self.boxes_I4[chosen],
+            rles=tuple(self.rles[i] for i in chosen),
         )
+
+    def __add__(self, other: "Instances") -> "Instances":
+        """Both, see `concatenate`."""
+        return Instances.concatenate([self, other]) if isinstance(other, Instances) else NotImplemented
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "obb":  # Detections.from_ultralytics asks for it, and takes what it does not know for empty
+                raise SOTRError("these are objects of SOTR, not results of Ultralytics; use objects.to_supervision()")
+            raise AttributeError(f"Instances has no attribute {name!r}{nearest(name, dir(type(self)))}")
 
     def __repr__(self) -> str:
         height, width = self.image_size
         counts = ", ".join(f"{name}: {count}" for name, count in self.counts().items())
         return f"Instances({len(self)} objects in {height} x {width} px; {counts or 'none'})"
+
+    def _repr_html_(self) -> str:
+        """The overlay and a table, in a notebook."""
+        from sotr.results.notebook import html_of
+
+        return html_of(self)
 
     @cached_property
     def areas_I(self) -> NDArray[np.int64]:
@@ -226,21 +256,26 @@ class Instances:
     def mask_crop(self, i: int) -> tuple[NDArray[np.bool_], int, int]:
         """Mask of object i inside its box, without the dense view of all: (mask_hw, x, y) with its top-left pixel."""
         x0, y0, x1, y1 = (int(value) for value in self.boxes_I4[i])
-        height = self.image_size[0]
-        # Only the box's columns are rasterised (runs go down the columns): for a nucleus in a big image that is
-        # some fifty times quicker than decoding the whole image.
-        run_ends = np.cumsum(mask_api_new_cpp.toUncompressedRLE([self.rles[i]])[0]["counts"], dtype=np.int64)
-        starts, stops = run_ends[0:-1:2] - x0 * height, run_ends[1::2] - x0 * height
-        real = stops > starts  # encoders may write runs of length zero, even outside the box
-        steps = np.zeros((x1 - x0) * height + 1, np.int8)
-        steps[starts[real]] += 1
-        steps[stops[real]] -= 1
-        columns_WH = np.cumsum(steps[:-1], dtype=np.int8).reshape(x1 - x0, height)
-        return np.ascontiguousarray(columns_WH[:, y0:y1].T).view(bool), x0, y0
+        return crop_of(self.rles[i], x0, y0, x1, y1), x0, y0
 
-    def filter(self, score: float) -> "Instances":
-        """The objects whose score is at least `score`."""
-        return self[self.scores_I >= score]
+    def filter(
+        self,
+        score: float | None = None,
+        *,
+        class_name: str | Sequence[str] | None = None,
+        area: tuple[float | None, float | None] | None = None,
+    ) -> "Instances":
+        """The objects that meet all conditions that are given.
+
+        Args:
+            score: the least score.
+            class_name: the name of the class, or several names.
+            area: the least and the largest area in pixels; None sets no limit.
+
+        Raises:
+            SOTRError: there is no such class.
+        """
+        return self[kept(self, score, class_name, area)]
 
     def counts(self) -> dict[str, int]:
         """Objects per class that occurs, most frequent first."""
@@ -250,65 +285,16 @@ class Instances:
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """COCO result dicts: image_id, category_id (the original one), bbox (xywh), segmentation (RLE), score."""
-        return [
-            {
-                "image_id": image_id,
-                "category_id": self.category_ids[label],
-                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
-                "score": round(float(score), 6),
-            }
-            for score, label, (x0, y0, x1, y1), rle in zip(
-                self.scores_I, self.labels_I, self.boxes_I4, self.rles, strict=True
-            )
-        ]
+        return coco_of(self, image_id)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain Python values: image size, classes, and one dict per object (box is xyxy)."""
-        return {
-            "height": self.image_size[0],
-            "width": self.image_size[1],
-            "classes": [
-                {"id": number, "name": name} for number, name in zip(self.category_ids, self.class_names, strict=True)
-            ],
-            "objects": [
-                {
-                    "class_name": self.class_names[label],
-                    "category_id": self.category_ids[label],
-                    "score": round(float(score), 6),
-                    "area": int(area),
-                    "box": [float(value) for value in box],
-                    "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
-                }
-                for score, label, area, box, rle in zip(
-                    self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, self.rles, strict=True
-                )
-            ],
-        }
+        return json_of(self)
 
     def to_rows(self) -> list[dict[str, str | int | float]]:
         """One flat dict per object for a table or CSV, with the keys `ROW_COLUMNS`: object (position), class,
         category_id, score, area, the box (half-open) and the center of mass, in pixels."""
-        rows: list[dict[str, str | int | float]] = []
-        for i, (score, label, area, box) in enumerate(
-            zip(self.scores_I, self.labels_I, self.areas_I, self.boxes_I4, strict=True)
-        ):
-            mask_hw, x, y = self.mask_crop(i)
-            # Half-open pixels: the center of pixel 0 lies at 0.5. An empty mask has no center of mass.
-            y_center = y + mask_hw.sum(1) @ (np.arange(mask_hw.shape[0]) + 0.5) / area if area else 0.0
-            x_center = x + mask_hw.sum(0) @ (np.arange(mask_hw.shape[1]) + 0.5) / area if area else 0.0
-            values = (
-                i,
-                self.class_names[label],
-                self.category_ids[label],
-                round(float(score), 6),
-                int(area),
-                *(int(value) for value in box),
-                round(float(x_center), 2),
-                round(float(y_center), 2),
-            )
-            rows.append(dict(zip(self.ROW_COLUMNS, values, strict=True)))
-        return rows
+        return rows_of(self)
 
     def label_image(self) -> "NDArray[np.uint16] | NDArray[np.uint32]":
         """Numbers of pixels, H x W: object i is i + 1, the background 0; the best is on top. uint16, or uint32 for
@@ -357,15 +343,24 @@ class Instances:
             data={"class_name": np.array([self.class_names[label] for label in self.labels_I], dtype=np.str_)},
         )
 
+    def with_image(self, image: Any) -> "Instances":
+        """The same objects, which know their image: `draw()` and notebooks show them on it.
+
+        Of a file the path is kept. Of an array or PIL image it is a weak reference, which ends when nothing else
+        holds the image.
+        """
+        return replace(self, source=SourceImage(image))
+
     def draw(
-        self, image: "NDArray[np.uint8] | Image.Image | str | Path", scale: int | None = None
+        self, image: "NDArray[np.uint8] | Image.Image | str | Path | None" = None, scale: int | None = None
     ) -> NDArray[np.uint8]:
         """The image with each object filled, outlined and, where there is room, labelled.
 
-        Colours tell objects apart when the model has one class, and classes otherwise.
+        Colors tell objects apart when the model has one class, and classes otherwise.
 
         Args:
-            image: the image of `image_size`: HW3 uint8 RGB, PIL, or a file.
+            image: the image of `image_size`: HW3 uint8 RGB, PIL, or a file; None takes the one that the objects came
+                from, or a plain background if that is gone.
             scale: enlargement of the result, a whole number >= 1; None enlarges small images (shortest edge below
                 600 px) so that outlines stay thin beside the objects.
 
@@ -376,8 +371,9 @@ class Instances:
             SOTRError: the image cannot be read or has another size than the masks.
         """
         from sotr.results.drawing import draw_overlay
+        from sotr.results.notebook import draw_on_source
 
-        return draw_overlay(self, image, scale)
+        return draw_on_source(self, scale) if image is None else draw_overlay(self, image, scale)
 
 
 def encode_masks(masks_IHW: NDArray[np.bool_]) -> list[dict[str, Any]]:

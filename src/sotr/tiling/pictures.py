@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sotr.data.choice import WHOLE, Choice
-from sotr.data.images import ImageSource, load_image, open_tiled
+from sotr.data.images import load_image, open_tiled
+from sotr.data.sources import ImageSource
 from sotr.errors import SOTRError
 
 MAX_PIXELS_IN_MEMORY = 1_000_000_000

@@ -22,6 +22,7 @@ class RunArguments:
     max_time: str | None = None
     seed: int = 0
     max_dets: int = 100
+    """`max_objects` of `train`; runs keep the name that it had."""
     train_json: str | None = None
     val_json: str | None = None
     images: str | None = None
@@ -33,7 +34,7 @@ class RunArguments:
         if not 0 <= self.seed < 2**63:
             raise SOTRError(f"seed is {self.seed}; it must be a whole number from 0 on, below 2^63")
         if self.max_dets < 1:
-            raise SOTRError(f"max_dets is {self.max_dets}; it must be at least 1")
+            raise SOTRError(f"max_objects is {self.max_dets}; it must be at least 1")
 
     def changes(self, recorded: "RunArguments") -> dict[str, Any]:
         """What was given and differs from a recorded run, by name."""

@@ -337,10 +337,11 @@ def _command(data: str, settings: Mapping[str, Any]) -> str:
     """The command line that does the same."""
     words, defaults = ["sotr", "train", data], usual_values()
     for name, value in settings.items():
+        flag = name.replace("max_dets", "max_objects").replace("_", "-")
         if isinstance(value, bool) and value != defaults.get(name):
-            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+            words.append(f"--{'' if value else 'no-'}{flag}")
         elif value != defaults.get(name):
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{flag}", str(value)]
     return shlex.join(words)
 
 

@@ -13,6 +13,7 @@ from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.files import claimed
 from sotr.model.segmenter import choose_device
+from sotr.moved import renamed
 from sotr.training import settings
 from sotr.training.arguments import Means, RunArguments
 from sotr.training.checkpoints import has_checkpoint
@@ -23,6 +24,7 @@ from sotr.training.replay import replay as replay_step
 from sotr.training.work import TrainingSummary, Work
 
 
+@renamed("max_dets", "max_objects")
 def train(
     data: str | None = None,
     model: str = "sotr-r50",
@@ -48,7 +50,7 @@ def train(
     compile: bool = False,
     logger: str | None = None,
     workers: int = 2,
-    max_dets: int = 100,
+    max_objects: int = 100,
     train_json: str | None = None,
     val_json: str | None = None,
     images: str | None = None,
@@ -95,7 +97,8 @@ def train(
         compile: Compile the network with torch.compile: a slow start, faster steps.
         logger: Show curves and pictures in a tracking service too: wandb or mlflow.
         workers: Processes per device that load pictures; 0 loads them in the main process.
-        max_dets: Objects per picture that validation and the saved model allow; raise it for crowded pictures.
+        max_objects: Objects per image that validation and the saved model allow; raise it for crowded images. COCO's
+            name for it, max_dets, is taken too.
         train_json: Annotation file to train on, if `data` has another layout.
         val_json: Annotation file to validate on, if `data` has another layout.
         images: Folder of the pictures, if `data` has another layout.
@@ -121,7 +124,7 @@ def train(
         early_stop=early_stop,
         max_time=max_time,
         seed=seed,
-        max_dets=max_dets,
+        max_dets=max_objects,
         train_json=train_json,
         val_json=val_json,
         images=images,
