@@ -15,6 +15,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 log = logging.getLogger("mkdocs.hooks.site_files")
 ICON = ROOT / "src" / "sotr" / "serving" / "page" / "icon.svg"
+SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
+"""What the theme's plugin `offline` loads from elsewhere."""
+WORKER = f"<script>\n{(ROOT / 'scripts' / 'file_worker.js').read_text(encoding='utf-8')}</script>"
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
 
@@ -37,9 +40,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Warn, which ends a strict build, of what a reader's browser would fetch elsewhere."""
+    """Make the search work on files; warn, which ends a strict build, of what a browser would fetch elsewhere."""
+    output = output.replace(SHIM, WORKER)
     for tag in re.findall(r"<(?:script|img|iframe|source|video|link)\b[^>]*>", output):
         address = re.search(r"\s(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", tag)
         if address and 'rel="canonical"' not in tag:
             log.warning("%s loads something from elsewhere: %s", page.file.src_uri, address[1])
     return output
+
+
+def on_post_template(output_content: str, template_name: str, config: MkDocsConfig) -> str:
+    """The same for pages without a file of their own, such as 404.html."""
+    return output_content.replace(SHIM, WORKER)

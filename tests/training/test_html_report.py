@@ -124,3 +124,19 @@ def test_class_names_of_any_script_are_text_in_the_drawings(
     drawings = re.findall(r"<svg.*?</svg>", (tmp_path / "r.html").read_text(encoding="utf-8"), re.DOTALL)
     assert any(re.search(r"<text[^>]*>細胞</text>", drawing) for drawing in drawings)
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_empty_axes_say_why(coco_folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
+    data = load_coco(coco_folder / "val.json", coco_folder / "images")
+    with torch.no_grad():
+        segmenter.network.class_head.bias.fill_(-20.0)  # finds nothing
+    names = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L", "AR")
+    metrics = {**dict.fromkeys(names, 0.0), "per_class": {}, "max_dets": 20, "objects": 21, "epoch": 1}
+    rows = [row(1), {"step": 1, "epoch": 1, "AP": 0.0, "AP50": 0.0, "AP75": 0.0}]
+    write_report(tmp_path / "r.html", segmenter, data, RUN, metrics, rows, 1.0)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "0 in all validations so far" in text
+    assert "no mask found overlaps a true object so much" in text
+    rows = [row(1), {"step": 1, "epoch": 1, "AP": 0.1, "AP50": 0.2, "AP75": 0.0}]
+    write_report(tmp_path / "r.html", segmenter, None, RUN, None, rows, 1.0)
+    assert "so far" not in (tmp_path / "r.html").read_text(encoding="utf-8")

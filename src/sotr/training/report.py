@@ -90,6 +90,9 @@ def curves(rows: Sequence[Mapping[str, float]], ink: str = "#333333") -> Figure:
         # Of equals the later one, as the run keeps it.
         best = max(validations, key=lambda row: (row["AP"], row["step"]))
         title += f" (best {best['AP']:.3f} in epoch {best['epoch']:.0f})"
+    if not any(row.get("AP50", row["AP"]) for row in validations):
+        words = "0 in all validations so far" if validations else "nothing to show"
+        precision.text(0.5, 0.5, words, ha="center", va="center", color=ink, transform=precision.transAxes)
     for axes, words in ((losses, "training loss"), (precision, title), (rate, "learning rate")):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
