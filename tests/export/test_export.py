@@ -159,6 +159,8 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
         "mean": list(MEAN),
         "std": list(STD),
         "decoding": options,
+        "intensity_percentiles": [],
+        "domain": None,
     }
     session = onnxruntime.InferenceSession(onnx_path)
     (given,) = session.get_inputs()

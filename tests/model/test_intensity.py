@@ -24,7 +24,9 @@ from sotr.prediction import predict
 from sotr.results.instances import Instances
 
 CONFIG = replace(SOTRConfig.preset("sotr-nano", 1), image_size=64, max_image_size=96, intensity_percentiles=PERCENTILES)
-LENIENT = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=40, max_objects=10)
+LENIENT = DecodeOptions(
+    cell_threshold=0.0, score_threshold=0.001, operating_score=0.0, max_candidates=40, max_objects=10
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,9 @@ from sotr.results.instances import Instances
 from sotr.serving.sample import draw_sample
 
 # A random network scores everything low; these thresholds let some of it through.
-LENIENT = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=60, max_objects=20)
+LENIENT = DecodeOptions(
+    cell_threshold=0.0, score_threshold=0.001, operating_score=0.0, max_candidates=60, max_objects=20
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sotr.data.images import load_image
+from sotr.decode_options import DecodeOptions
 from sotr.results.instances import Instances
 
 
@@ -24,6 +25,10 @@ class Blobs:
     edges = (384, 640)
     intensity = None
     domain = None
+    training_size = None
+
+    def options_for(self, score: float | None, max_objects: int | None) -> DecodeOptions:
+        return DecodeOptions(score_threshold=0.3 if score is None else score)
 
     def digest(self) -> str:
         return "00"

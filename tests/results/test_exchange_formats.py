@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sotr.results.label_image import label_image
 
 from sotr.errors import SOTRError
 from sotr.masks.polygons import rings
@@ -45,12 +44,12 @@ def area_of(ring: list[list[int]]) -> float:
 
 
 def test_the_better_object_is_on_top_of_a_label_image() -> None:
-    labels_HW = label_image(instances_of(square(2, 3, 5), square(4, 5, 5), square(20, 0, 3)))
+    labels_HW = instances_of(square(2, 3, 5), square(4, 5, 5), square(20, 0, 3)).label_image()
     assert labels_HW.dtype == np.uint16
     assert labels_HW.shape == (20, 30)
     assert np.bincount(labels_HW.ravel()).tolist() == [600 - 25 - 16 - 9, 25, 16, 9]
     assert (labels_HW[5, 4], labels_HW[9, 8], labels_HW[0, 20], labels_HW[19, 29]) == (1, 2, 3, 0)
-    assert not label_image(Instances.empty(NAMES, (3, 7), (4, 5))).any()
+    assert not Instances.empty(NAMES, (3, 7), (4, 5)).label_image().any()
 
 
 def test_geojson_has_holes_and_parts_and_gives_the_masks_back() -> None:

@@ -79,7 +79,7 @@ def sample() -> bytes:
 @pytest.fixture(scope="session")
 def expected(nuclei: sotr.Segmenter, sample: bytes) -> Instances:
     """What the model finds in the sample, down to its lowest score."""
-    return nuclei.predict(sample)
+    return nuclei.predict(sample, score=nuclei.decode_options.score_threshold)
 
 
 def problem(response: httpx.Response) -> tuple[int, str, str]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from sotr.results.label_image import label_image
 
 from sotr.results.geojson import feature_collection
 from sotr.results.instances import Instances
@@ -56,7 +55,7 @@ def test_label_images_and_geojson_are_those_of_the_model(server: Server, sample:
     assert png.headers["content-type"] == "image/png"
     labels_HW = np.asarray(Image.open(io.BytesIO(png.content)))
     assert labels_HW.dtype == np.uint16
-    assert (labels_HW != label_image(found)).mean() < 0.002
+    assert (labels_HW != found.label_image()).mean() < 0.002
     tiff = server.http.post("predict?format=labels&score=0.5", content=sample, headers={"Accept": "image/tiff"})
     assert tiff.headers["content-type"] == "image/tiff"
     np.testing.assert_array_equal(tifffile.imread(io.BytesIO(tiff.content)), labels_HW)

@@ -307,7 +307,7 @@ def test_patience_ends_a_run_for_good(tiny: Train, capfd: pytest.CaptureFixture[
     again = tiny(changes=changes, resume=True, quiet=False)
     assert again == summary
     assert checkpoint(summary.run)["global_step"] == 4
-    assert "was finished after 0:00:0" in (said := capfd.readouterr().err)
+    assert "this run was finished after 0:" in (said := capfd.readouterr().err)
     assert f"--model {summary.run}" in said
 
 

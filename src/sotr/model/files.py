@@ -110,7 +110,7 @@ def _read_domain(path: Path) -> Domain | None:
     try:
         return Domain.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
-        raise SOTRError(f"{path} cannot be read: {first_line(error)}") from error
+        raise SOTRError(f"{path} cannot be read: {first_line(error)}; remove it, or copy the model again") from error
     except SOTRError as error:
         raise SOTRError(f"{path} {error}; remove it, or copy the model again") from error
 

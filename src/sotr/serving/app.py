@@ -43,9 +43,6 @@ PAGE = Path(__file__).parent / "page"
 MAX_OBJECTS = 1000
 """Objects that a client may ask for: memory grows with their number."""
 
-USUAL_SCORE = 0.3
-"""Objects below this score are left out where a client asks for nothing else."""
-
 
 class PageFiles(StaticFiles):
     """The page's files; browsers ask each time whether they have changed, and get them only then."""
@@ -110,7 +107,7 @@ def create_app(
     app.add_middleware(Monitor, metrics=service.metrics, access_log=access_log)
     add_problem_handlers(app)
     # An exported file gives no objects below the score that it was exported for.
-    usual_score = max(USUAL_SCORE, segmenter.decode_options.score_threshold)
+    usual_score = segmenter.options_for(None, None).score_threshold
     _add_picture_routes(app, service, usual_score)
     if studio is not None:
         app.include_router(add_label_studio(service, studio, usual_score))
@@ -205,6 +202,7 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
             "classes": [{"id": number, "name": name} for number, name in classes],
             "colors": ["#{:02x}{:02x}{:02x}".format(*color) for color in COLORS],
             "lowest_score": decoding.score_threshold,
+            "usual_score": segmenter.options_for(None, None).score_threshold,
             "max_objects": min(decoding.max_objects, MAX_OBJECTS),
             "limits": {
                 "max_bytes": limits.max_bytes,

@@ -7,7 +7,6 @@ import { Refusal, Unusable, ask, inPlainWords, post } from "./server.js";
 import { beginStrip, endStrip, refreshStrip, stopStrip } from "./strip.js";
 import { listenToZoom, resetZoom, zoomed } from "./zoom.js";
 
-const FIRST_SCORE = 0.3;
 const PEN = 1.6;
 const TEXT = 13;
 const MAX_ENLARGEMENT = 6;
@@ -17,13 +16,14 @@ const $ = (id) => document.getElementById(id);
 let model = null;
 let shown = null; // { name, blob, bitmap, answer, objects, minimum, hidden, chosen, near } of the picture on the page
 let sample = null;
-let score = FIRST_SCORE; // stays from picture to picture
+let score = null; // the model's own, until somebody moves the slider; stays from picture to picture
 let asking = null; // what cancels the request under way
 
 // Talking to the server.
 
 async function askModel() {
   model = await (await ask("model")).json();
+  score ??= model.usual_score;
   const names = model.classes.map((entry) => entry.name);
   const classes = names.length > 3 ? `${names.length} classes` : names.join(", ");
   document.title = `SOTR: ${model.name}`;
