@@ -37,6 +37,7 @@ def test_paper_recipe_has_the_papers_numbers() -> None:
     assert rates == pytest.approx(
         {0: 1e-4, 999: 1e-4, 1000: 0.01, 209_999: 0.01, 210_000: 0.001, 249_999: 0.001, 250_000: 1e-4}
     )
+    assert paper.loss.mask_stride == 1  # masks of H x W
     assert paper.augmentation.scale == (0.8, 1.0)
     assert 800 * paper.augmentation.scale[0] == 640
     assert paper.augmentation.horizontal_flip
