@@ -47,8 +47,8 @@ def load(
         if precision != "float32":
             raise SOTRError(f"{name_or_path} has the precision that it was exported with; leave out {precision}")
         return ExportedSegmenter.load_file(Path(name_or_path).expanduser(), str(device))
-    import_networks()
     try:
+        import_networks()
         from sotr.model.segmenter import load as load_model
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "sotr":
