@@ -290,6 +290,10 @@ def test_a_table_of_pictures_is_capped_and_totalled(
     [
         ({"pictures": ["nowhere/*.png"]}, "nowhere"),
         ({"pictures": []}, "no images"),
+        (
+            {"pictures": ["https://example.org/a.png"]},
+            "is a URL; download it first: curl --remote-name https://example",
+        ),
         ({"score": -0.1}, "score is -0.1"),
         ({"max_objects": 0}, "max_objects"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -1,6 +1,7 @@
 """What is to be segmented: images, lists of them, videos and cameras."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from sotr.data.choice import WHOLE, Choice
 from sotr.data.images import MICROSCOPE_SUFFIXES, image_stack, list_images
-from sotr.data.sources import is_one_image, several_images
+from sotr.data.sources import is_one_image, is_url, several_images
 from sotr.errors import SOTRError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"})
@@ -81,6 +82,8 @@ class Inputs:
                     f"sotr.predict takes files and writes a folder; for {type(item).__name__} and other images in "
                     "memory: sotr.load('nuclei').predict(image)"
                 )
+            if is_url(item):
+                raise SOTRError(f"{item} is a URL; download it first: curl --remote-name {shlex.quote(str(item))}")
         if not items:
             raise SOTRError("no images given; name files, folders or glob patterns")
         videos = tuple(_video(item) for item in items if _is_video(item))
