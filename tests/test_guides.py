@@ -19,7 +19,7 @@ from tests.test_docs import BLOCKS, ROOT, RUN_PAGES, Block, programs
 ELSEWHERE = {
     "sotr serve": "tests/serving start it",
     "sotr reproduce": "tests/reproduction run it",
-    "sotr convert-released": "tests/network/test_released.py converts them",
+    "sotr convert-released": "tests/released/test_network.py converts them",
     "sotr predict 0": "needs a camera",
     "sotr train --replay": "tests/training makes what it replays",
     "sotr train COCO": "needs a cluster",

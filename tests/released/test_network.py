@@ -210,7 +210,7 @@ def test_wrapped_convolution_is_the_mean_of_the_two_halves():
 @pytest.mark.shared
 @pytest.mark.parametrize("picture", ["photo", "noise"])
 def test_quicker_modes_are_as_near_as_documented(reference, picture):
-    """Prints what docs/results.md shows: `pytest -m slow -s -k quicker_modes tests/network/test_released.py`."""
+    """Prints what docs/results.md shows: `pytest -m slow -s -k quicker_modes tests/released/test_network.py`."""
     config, state = released_to_ours(fill(reference, "R50"))
     image = load_image(reference / f"{picture}.png")
     images = preprocess(image, image.shape[0], image.shape[1])[None]
