@@ -158,6 +158,8 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
         "mean": list(MEAN),
         "std": list(STD),
         "decoding": options,
+        "domain": None,
+        "intensity_percentiles": [],
     }
     session = onnxruntime.InferenceSession(onnx_path)
     (given,) = session.get_inputs()
