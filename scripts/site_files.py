@@ -18,6 +18,10 @@ ICON = ROOT / "src" / "sotr" / "serving" / "page" / "icon.svg"
 SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 """What the theme's plugin `offline` loads from elsewhere."""
 WORKER = f"<script>\n{(ROOT / 'scripts' / 'file_worker.js').read_text(encoding='utf-8')}</script>"
+HYPHENED = re.compile(r"[^\s<>&;]*-[^\s<>&;]*")
+"""Flags and names, which browsers would break behind their hyphens."""
+ON_SITE = {"src/sotr/weights/nuclei/README.md": "nuclei.md"}
+"""Files with another place on the site; a README would become the index of its section."""
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
 
 
@@ -30,13 +34,34 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     }
     for target, path in {**outside, "icon.svg": ICON}.items():
         if path.is_file():
-            files.append(File.generated(config, target, abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV))
+            files.append(
+                File.generated(
+                    config, ON_SITE.get(target, target), abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV
+                )
+            )
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """On the site these files lie beside the pages, not above them."""
-    return OUTSIDE.sub(r"\1", markdown) if "/" not in page.file.src_uri else markdown
+    return (
+        OUTSIDE.sub(lambda found: ON_SITE.get(found[1], found[1]), markdown)
+        if "/" not in page.file.src_uri
+        else markdown
+    )
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep flags and names in code whole; see site.css."""
+    return re.sub(
+        r"<code>([^<]*)</code>",
+        lambda found: f"<code>{HYPHENED.sub(_whole, found[1])}</code>",
+        html,
+    )
+
+
+def _whole(name: re.Match[str]) -> str:
+    return f'<span class="whole">{name[0]}</span>' if len(name[0]) <= 30 else name[0]
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -17,6 +17,7 @@ from sotr.building import build_network
 from sotr.cli import run
 from sotr.config import SOTRConfig
 from sotr.data import MEAN, STD
+from sotr.data.traits import Domain, Traits
 from sotr.decode_options import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export import ExportedSegmenter, export
@@ -158,8 +159,8 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
         "mean": list(MEAN),
         "std": list(STD),
         "decoding": options,
-        "domain": None,
         "intensity_percentiles": [],
+        "domain": None,
     }
     session = onnxruntime.InferenceSession(onnx_path)
     (given,) = session.get_inputs()
@@ -316,7 +317,12 @@ def test_files_that_are_no_exported_model(tmp_path: Path, monkeypatch: pytest.Mo
 def test_damaged_descriptions(exported: ExportedSegmenter) -> None:
     text = exported.description.to_json()
     assert ExportDescription.from_json(text) == exported.description
+    known = replace(exported.description, domain=Domain.of([Traits(0.1, 0.2, 0.0, 0.0, 0.9)], (512, 640)))
+    assert ExportDescription.from_json(known.to_json()) == known
+    before = {name: value for name, value in json.loads(text).items() if name != "domain"}
+    assert ExportDescription.from_json(json.dumps(before)) == exported.description
     for changes in (
+        {"domain": {"images": 3}},
         {"category_ids": [1, 2]},
         {"category_ids": ["1"]},
         {"image_size": 0},
