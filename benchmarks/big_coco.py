@@ -2,8 +2,8 @@
 
     python benchmarks/big_coco.py --folder big-coco
 
-Pictures are symbolic links to one file and are not decoded: what is measured is the annotations. A worker touches of
-each picture what training does: its name, labels, boxes and masks' run lengths.
+Images are symbolic links to one file and are not decoded: what is measured is the annotations. A worker touches of
+each image what training does: its name, labels, boxes and masks' run lengths.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sotr.masks import run_lengths as rle
 
 
 def make(folder: Path, pictures: int, objects: int) -> Path:
-    """Write a JSON of `pictures` 640 x 480 pictures with `objects` polygons among them, in random order."""
+    """Write a JSON of `pictures` 640 x 480 images with `objects` polygons among them, in random order."""
     path, unfinished = folder / "train.json", folder / "unfinished.json"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (640, 480)).save(folder / "one.jpg")
@@ -64,7 +64,7 @@ def make(folder: Path, pictures: int, objects: int) -> Path:
 
 
 class Walk(Dataset[int]):
-    """Touches the annotations of each picture, and gives the number of its mask pixels."""
+    """Touches the annotations of each image, and gives the number of its mask pixels."""
 
     def __init__(self, data: CocoDataset) -> None:
         self.data = data

@@ -1,9 +1,9 @@
-"""What bounds `sotr predict --shards`: the network, or reading pictures and writing results?
+"""What bounds `sotr predict --shards`: the network, or reading images and writing results?
 
     python benchmarks/bulk.py --pictures 100
 
-Segments the same pictures twice: with a model that finds 30 objects at once, which leaves reading and writing, and with
-a real one. Prints pictures per second, and the processor's time per picture, which other work hardly changes.
+Segments the same images twice: with a model that finds 30 objects at once, which leaves reading and writing, and with
+a real one. Prints images per second, and the processor's time per image, which other work hardly changes.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ from sotr.model.predictor import Predictor
 
 
 class Instant:
-    """Finds the same 30 discs in every picture."""
+    """Finds the same 30 discs in every image."""
 
     name, class_names, category_ids = "instant", ("disc",), (1,)
     intensity = domain = None
@@ -32,7 +32,7 @@ class Instant:
         self._found = sotr.Instances.from_masks(np.linspace(0.9, 0.5, 30), np.zeros(30), masks, ["disc"], [1])
 
     def predict(self, pictures: Any, **_: Any) -> Any:
-        """The discs, once for each picture."""
+        """The discs, once for each image."""
         return [self._found for _ in pictures]
 
 
@@ -44,7 +44,7 @@ def main(pictures: int = 100, side: int = 256, model: str = "nuclei", device: st
         side: their width and height in pixels.
         model: as for `sotr predict`.
         device: as for `sotr predict`.
-        batch_size: pictures that go through the network together.
+        batch_size: images that go through the network together.
     """
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
@@ -58,8 +58,8 @@ def main(pictures: int = 100, side: int = 256, model: str = "nuclei", device: st
             sotr.predict([folder], chosen, Path(folder) / chosen.name, shards=1, batch_size=batch_size)
             wall, processor = time.perf_counter() - wall, time.process_time() - processor
             print(
-                f"{chosen.name}: {pictures / wall:.1f} pictures per second; "
-                f"{1000 * processor / pictures:.1f} ms of processor time per picture"
+                f"{chosen.name}: {pictures / wall:.1f} images per second; "
+                f"{1000 * processor / pictures:.1f} ms of processor time per image"
             )
 
 

@@ -40,7 +40,7 @@ def benchmark(
     """Measure this software's speed and memory, side by side with peers in the same run.
 
     Sides take turns after a round to warm up; medians and quartiles are reported. Nothing is downloaded: weights are
-    random, pictures made up.
+    random, images made up.
 
     Args:
         which: inference (against Mask R-CNN and, with transformers installed, MaskFormer and Mask2Former), train (a

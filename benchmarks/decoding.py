@@ -12,15 +12,15 @@ from sotr.decoding import DecodeOptions, decode
 from sotr.network import DensePredictions
 
 WHAT = (
-    "Predictions of one picture of 480 x 640 at 800 x 1088 to at most 100 objects: masks, Matrix NMS, upsampling, "
-    "RLE. Specks: ragged masks all over the picture, as random weights give them, the hardest to upsample and "
+    "Predictions of one image of 480 x 640 at 800 x 1088 to at most 100 objects: masks, Matrix NMS, upsampling, "
+    "RLE. Specks: ragged masks all over the image, as random weights give them, the hardest to upsample and "
     "compress; blobs: compact ones, as trained weights do; and blobs of a photograph of 3000 x 4000. Memory: what a "
     "process of its own needs at most beyond its imports and the predictions."
 )
 
 CANDIDATES = (10, 100, 500, 1000)
 SCENES = {"specks": 1.0, "blobs": 1.0, "photograph": 6.25}
-"""What is in the picture, and how many times larger the picture is than usual."""
+"""What is in the image, and how many times larger the image is than usual."""
 
 
 def decode_benchmark(

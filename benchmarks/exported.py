@@ -1,10 +1,10 @@
-"""An exported model against PyTorch's, on the same pictures in the same process: are results equal, and how long?
+"""An exported model against PyTorch's, on the same images in the same process: are results equal, and how long?
 
     python benchmarks/exported.py PICTURES... [--model nuclei] [--files nuclei.onnx nuclei.xml] [--rounds 5]
 
-Each round takes every picture through PyTorch and through each file in turn, so that whatever else the machine is doing
-meets all alike. Printed are, for each file, the pictures whose objects differ in number, the largest difference of
-scores and the least IoU of masks among the others, and the time of a picture (median over pictures and rounds, and the
+Each round takes every image through PyTorch and through each file in turn, so that whatever else the machine is doing
+meets all alike. Printed are, for each file, the images whose objects differ in number, the largest difference of
+scores and the least IoU of masks among the others, and the time of an image (median over images and rounds, and the
 quartiles of its ratio to PyTorch's).
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
             scores += np.abs(found.scores_I[places_I] - expected.scores_I).tolist()
             ious += overlaps_II.max(0).tolist()
         print(
-            f"{file}: {len(pictures)} pictures, {objects} objects; another number of objects in {other_number}; "
+            f"{file}: {len(pictures)} images, {objects} objects; another number of objects in {other_number}; "
             f"{moved} objects in another place; scores within {max(scores):.1e}, IoU of masks at least {min(ious):.5f} "
             f"(below 0.999: {sum(iou < 0.999 for iou in ious)})"
         )
@@ -68,7 +68,7 @@ def main() -> None:
         ratios = [time / base for time, base in zip(times, seconds["PyTorch"], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{name}: {1000 * statistics.median(times):.0f} ms a picture, "
+            f"{name}: {1000 * statistics.median(times):.0f} ms an image, "
             f"{middle:.2f} ({low:.2f} to {high:.2f}) of PyTorch's"
         )
 

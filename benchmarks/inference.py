@@ -1,4 +1,4 @@
-"""Pictures to objects: our presets against peers of the same backbone, all with random weights."""
+"""Images to objects: our presets against peers of the same backbone, all with random weights."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,16 +15,16 @@ from sotr.acceleration.plain import predict_plainly
 from sotr.building import build_network
 
 WHAT = (
-    "Objects of one batch of pictures after another, weights random; each turn begins with a batch that does not "
-    "count. Cases: the pictures' size and, from two on, their number. Pre-processing: to the network's input. Network: "
-    "for Mask R-CNN with its proposals and their suppression. Decoding: to masks at the picture's size; ours includes "
+    "Objects of one batch of images after another, weights random; each turn begins with a batch that does not "
+    "count. Cases: the images' size and, from two on, their number. Pre-processing: to the network's input. Network: "
+    "for Mask R-CNN with its proposals and their suppression. Decoding: to masks at the image's size; ours includes "
     "Matrix NMS and compression to RLE, the peers' does not. Thresholds let 100 objects through on every side that "
     "decodes. Memory: what a process of its own needs at most for building and one batch, beyond its imports; on CUDA "
     "what PyTorch had allocated at most."
 )
 
 CASES: tuple[tuple[Size, int], ...] = (((480, 640), 1),)
-"""Sizes of pictures, and how many go through the network together."""
+"""Sizes of images, and how many go through the network together."""
 
 CUDA_CASES: tuple[tuple[Size, int], ...] = (((480, 730), 1), ((480, 806), 1), ((480, 806), 8))
 """Which the networks take as 736 x 1120 (sotr-rt-r50) and 800 x 1344 (the others)."""
@@ -73,7 +73,7 @@ def measure(
     on_run: Callable[[str], object],
     batch: int = 1,
 ) -> tuple[list[Row], list[str]]:
-    """The named sides on a batch of pictures of a size, and what each needs of memory."""
+    """The named sides on a batch of images of a size, and what each needs of memory."""
     conditions = conditions_of(size, device, dtype, batch)
     works, findings, macs, memory = {}, [], {}, {}
     for name in names:
@@ -113,7 +113,7 @@ def measure(
 def _findings(times: dict[str, dict[str, Spread]], names: list[str], macs: dict[str, float]) -> list[str]:
     totals = {name: times[name]["total"].median for name in names}
     findings = [
-        f"{name} does {totals[peer] / totals[name]:.2f} times as many pictures per second as {peer}."
+        f"{name} does {totals[peer] / totals[name]:.2f} times as many images per second as {peer}."
         for peer in names
         if not peer.startswith("sotr")
         for name in names
@@ -136,7 +136,7 @@ def _findings(times: dict[str, dict[str, Spread]], names: list[str], macs: dict[
 def _on_card(
     times: dict[str, dict[str, Spread]], works: dict[str, Work], macs: dict[str, float], conditions: Conditions
 ) -> list[str]:
-    """Pictures per second, the floor that arithmetic and memory set, and what takes the most time."""
+    """Images per second, the floor that arithmetic and memory set, and what takes the most time."""
     rate = copies(conditions.device)
     peak = MATRIX**3 / times[PEAK]["total"].median
     findings = []
@@ -147,7 +147,7 @@ def _on_card(
         total, network = times[name]["total"].median, times[name]["network"].median
         arithmetic, moving = macs[name] / peak, _moved(side, conditions) / rate
         findings += [
-            f"{name} does {len(conditions.pictures) / total:.0f} pictures per second.",
+            f"{name} does {len(conditions.pictures) / total:.0f} images per second.",
             f"{name}'s network takes {network * 1e3:.2f} ms; its operations take {arithmetic * 1e3:.2f} ms at the rate "
             f"of those products, reading and writing their operands once {moving * 1e3:.2f} ms at {rate / 1e12:.2f} "
             f"TB/s: {network / max(arithmetic, moving):.1f} times the larger.",

@@ -26,9 +26,9 @@ from sotr.evaluation import coco_metrics
 DATA = (
     "Training samples from JPEG files of 480 x 640 with ellipses as RLE: reading, augmentation, masks at a quarter "
     "of the size; one process, one thread. Paper: shortest edge 800, flip. Scratch: a crop of 512 with jitter of "
-    "scale and colour, flips and quarter turns."
+    "scale and color, flips and quarter turns."
 )
-EVALUATE = "Mask AP of detections, the true ellipses and as many shifted ones, in pictures of 480 x 640; one thread."
+EVALUATE = "Mask AP of detections, the true ellipses and as many shifted ones, in images of 480 x 640; one thread."
 
 AUGMENTATIONS = {
     "paper": Augmentation(),
@@ -47,7 +47,7 @@ def data(
 def measure_data(
     objects: tuple[int, ...], height: int, width: int, pictures: int, runs: int, on_run: Callable[[str], object]
 ) -> tuple[list[Row], list[str]]:
-    """Samples of pictures with each number of objects, by each augmentation."""
+    """Samples of images with each number of objects, by each augmentation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,7 +64,7 @@ def measure_data(
     for side, parts in times.items():
         name, count = side.split(", ")
         seconds = parts["total"].median / pictures
-        case = f"{count} object{'' if count == '1' else 's'} a picture, {pictures} pictures"
+        case = f"{count} object{'' if count == '1' else 's'} an image, {pictures} images"
         rows.append(timed(case, name, "total", parts["total"], pictures_per_second=1 / seconds))
     return rows, []
 
@@ -118,7 +118,7 @@ def measure_evaluate(
             seconds = times[name]["total"]
             rows.append(
                 timed(
-                    f"{count} objects a picture, {pictures} pictures",
+                    f"{count} objects an image, {pictures} images",
                     name,
                     "total",
                     seconds,
@@ -128,7 +128,7 @@ def measure_evaluate(
             )
         if len(sides) > 1:
             ratio = times["pycocotools"]["total"].median / times["sotr"]["total"].median
-            findings.append(f"{count} objects a picture: pycocotools takes {ratio:.1f} times as long.")
+            findings.append(f"{count} objects an image: pycocotools takes {ratio:.1f} times as long.")
     return rows, findings
 
 
@@ -143,7 +143,7 @@ def _timed(work: Callable[[], object]) -> Callable[[], Parts]:
 
 
 def _results(truth: dict[str, Any], height: int, width: int) -> list[dict[str, Any]]:
-    """Each true object as a detection, and one of the next picture's in its place."""
+    """Each true object as a detection, and one of the next image's in its place."""
     annotations = truth["annotations"]
     results = []
     for place, annotation in enumerate(annotations):

@@ -1,4 +1,4 @@
-"""Pictures of benchmark results."""
+"""Images of benchmark results."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a benchmark found: as JSON per kind of machine, as Markdown, as a picture, and against the last time."""
+"""What a benchmark found: as JSON per kind of machine, as Markdown, as an image, and against the last time."""
 
 import json
 from collections.abc import Sequence

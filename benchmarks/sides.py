@@ -1,4 +1,4 @@
-"""What turns pictures into objects in a benchmark: our presets and peers of the same backbone, with random weights."""
+"""What turns images into objects in a benchmark: our presets and peers of the same backbone, with random weights."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +28,7 @@ PROPOSALS = 1000
 """Box candidates that Mask R-CNN's suppression gets, as a trained one has after its threshold, or more."""
 
 SIZED_ALIKE = SOTRConfig()
-"""MaskFormer and Mask2Former were published at the sizes of pictures that our baseline has."""
+"""MaskFormer and Mask2Former were published at the sizes of images that our baseline has."""
 
 Work = Callable[[], Parts]
 
@@ -50,7 +50,7 @@ class Conditions:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
         return self.pictures[0].shape[0], self.pictures[0].shape[1]
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -59,7 +59,7 @@ class Conditions:
 
 
 def conditions_of(size: Size, device: torch.device, dtype: torch.dtype, batch: int = 1) -> Conditions:
-    """With pictures of noise."""
+    """With images of noise."""
     generator = np.random.default_rng(0)
     return Conditions([generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(batch)], device, dtype)
 
@@ -230,7 +230,7 @@ def _size(images: Tensor) -> Size:
 def _masks_of_queries(
     class_logits_QM: Tensor, mask_logits_Qhw: Tensor, size: Size, image_size: Size, padded_size: Size
 ) -> Tensor:
-    """The best hundred pairs of query and class, their masks at the picture's size, and mean probabilities: what both
+    """The best hundred pairs of query and class, their masks at the image's size, and mean probabilities: what both
     papers' decoding does, in few passes over the masks."""
     scores, index = class_logits_QM.float().softmax(-1)[:, :-1].flatten().topk(OBJECTS)
     logits = mask_logits_Qhw.float()[index // CLASSES][None]

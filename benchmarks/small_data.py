@@ -1,4 +1,4 @@
-"""What a small set of pictures is best trained from: the same epochs from ImageNet, from the bundled model (and gently:
+"""What a small set of images is best trained from: the same epochs from ImageNet, from the bundled model (and gently:
 with a fifth of the rate, and a tenth of that for the backbone) and from random weights.
 
     python benchmarks/small_data.py FOLDER --as balloon --from imagenet nuclei random --out small
@@ -33,7 +33,7 @@ CHANGES: dict[str, Any] = {"scale": [0.6, 1.25], "color": 0.3}
 
 @dataclass(frozen=True)
 class Kind:
-    """How long a data set is trained, and what may be done to its pictures."""
+    """How long a data set is trained, and what may be done to its images."""
 
     epochs: int
     augmentation: dict[str, bool]

@@ -1,4 +1,4 @@
-"""Made-up pictures and objects of which a benchmark knows the number."""
+"""Made-up images and objects of which a benchmark knows the number."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sotr.results.instances import encode_masks
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A smooth RGB picture with some noise, HW3: as much work for a decoder as a photo."""
+    """A smooth RGB image with some noise, HW3: as much work for a decoder as a photo."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / rng.uniform(9, 60) + rng.uniform(0, 6)) * np.cos(y / rng.uniform(9, 60)) for _ in range(3)]
@@ -42,7 +42,7 @@ def objects(masks_IHW: NDArray[np.bool_], num_classes: int) -> Objects:
 
 
 def coco(pictures: int, per_picture: int, height: int, width: int, num_classes: int) -> dict[str, Any]:
-    """A COCO data set of ellipses, without the picture files."""
+    """A COCO data set of ellipses, without the image files."""
     annotations: list[dict[str, Any]] = []
     for number in range(pictures):
         for index, rle in enumerate(encode_masks(ellipses(per_picture, height, width, number))):

@@ -33,7 +33,7 @@ WHAT = (
 CLASSES = 80
 OBJECTS = (1, 30, 300)
 TYPICAL_OBJECTS = 7
-"""COCO's mean of objects in a picture."""
+"""COCO's mean of objects in an image."""
 CUDA_BATCH = 16
 CUDA_SIDE = 800
 MATRIX = 8192
@@ -83,7 +83,7 @@ def measure(
     on_run: Callable[[str], object],
     memory: bool = True,
 ) -> tuple[list[Row], list[str]]:
-    """The named sides with each number of objects per picture."""
+    """The named sides with each number of objects per image."""
     rows: list[Row] = []
     findings = []
     for count in objects:
@@ -124,7 +124,7 @@ def _step(name: str, conditions: Conditions) -> Step:
 
 
 class _Pictures:
-    """An endless row of the same augmentations of a picture and its objects."""
+    """An endless row of the same augmentations of an image and its objects."""
 
     def __init__(self, conditions: Conditions, config: SOTRConfig) -> None:
         self.conditions, self.config = conditions, config
@@ -204,7 +204,7 @@ def _sotr(preset: str, conditions: Conditions) -> Step:
 
 
 def throughput(preset: str, batch: int, side: int, device: torch.device, dtype: torch.dtype, steps: int) -> list[str]:
-    """How many pictures a second pass through whole steps without a pause, their data at hand, and what that is of the
+    """How many images a second pass through whole steps without a pause, their data at hand, and what that is of the
     card's arithmetic: a backward pass counts twice a forward pass."""
     conditions = Conditions(TYPICAL_OBJECTS, batch, side, device, dtype)
     a, b = torch.randn(2, MATRIX, MATRIX, device=device, dtype=dtype)
@@ -219,7 +219,7 @@ def throughput(preset: str, batch: int, side: int, device: torch.device, dtype: 
         macs = 3 * batch * count_components(ours.config, side, side)["total"].macs
         findings.append(
             f"{preset}{' compiled' if compiled else ''}, {batch} x {side} x {side}, {TYPICAL_OBJECTS} objects each: "
-            f"{batch / seconds:.1f} pictures per second in training, {macs / seconds / peak:.1%} of the "
+            f"{batch / seconds:.1f} images per second in training, {macs / seconds / peak:.1%} of the "
             f"{peak / 1e12:.0f} TMAC/s of {MATRIX} x {MATRIX} matrices' products, {memory.mib / 2**10:.1f} GiB beyond "
             f"the weights; a step takes {seconds:.3f} s, in which the card is busy with {', '.join(costs(work)[:4])}."
         )

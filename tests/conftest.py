@@ -95,10 +95,10 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def coco_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set: `train.json` (8 pictures), `val.json` (4) and `images/`; not to be changed by tests.
+    """A small data set: `train.json` (8 images), `val.json` (4) and `images/`; not to be changed by tests.
 
-    Pictures are 96 to 160 px a side with 0 to 6 coloured, overlapping shapes of three classes with ids 3, 17 and 90.
-    Discs are compressed RLE, boxes polygons (some of two parts), bars uncompressed RLE. The first training picture has
+    Images are 96 to 160 px a side with 0 to 6 colored, overlapping shapes of three classes with ids 3, 17 and 90.
+    Discs are compressed RLE, boxes polygons (some of two parts), bars uncompressed RLE. The first training image has
     no objects, the second has a crowd.
     """
     folder = tmp_path_factory.mktemp("coco")
@@ -165,7 +165,7 @@ def _box(cx: int, cy: int, half: int) -> list[float]:
 
 @pytest.fixture(scope="session")
 def nuclei() -> "Segmenter":
-    """The bundled model, for small pictures and at most twelve objects."""
+    """The bundled model, for small images and at most twelve objects."""
     from sotr.model.segmenter import Segmenter, load
 
     model = load("nuclei")

@@ -42,7 +42,7 @@ def random_masks(count: int, height: int, width: int, seed: int) -> torch.Tensor
 
 
 def discs(height: int, width: int, count: int, seed: int = 0) -> np.ndarray:
-    """A picture of bright discs on dark ground, as nuclei look under fluorescence."""
+    """An image of bright discs on dark ground, as nuclei look under fluorescence."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     light = np.full((height, width), 18.0)

@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def cells(tmp_path: Path) -> Path:
-    """A picture in a folder of its own."""
+    """An image in a folder of its own."""
     path = tmp_path / "pictures" / "cells.png"
     path.parent.mkdir()
     Image.fromarray(discs(256, 320, 12)).save(path)

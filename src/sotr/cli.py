@@ -44,7 +44,7 @@ class Command:
 
 
 COMMANDS = {
-    "predict": Command("sotr.prediction", "segment pictures, folders of them, or globs"),
+    "predict": Command("sotr.prediction", "segment images, folders of them, or globs"),
     "train": Command("sotr.training", "train a model on COCO-format data", positional=("data",), extra="train"),
     "evaluate": Command("sotr.evaluation", "measure a model's COCO mask AP on a data set"),
     "export": Command(
@@ -61,7 +61,7 @@ COMMANDS = {
     "data convert": Command(
         "sotr.curation.convert", "turn data sets of other formats and tools into COCO", function="convert_data"
     ),
-    "data show": Command("sotr.curation", "draw labelled pictures on one sheet", function="show_data"),
+    "data show": Command("sotr.curation", "draw labeled images on one sheet", function="show_data"),
     "data synthesize": Command(
         "sotr.curation.synthetic", "make a data set of overlapping shapes", function="write_synthetic"
     ),

@@ -77,7 +77,7 @@ class SOTRConfig:
     scale_ranges: tuple[tuple[float, float], ...] = ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048))
     """Object sizes, as the square root of the box area in input pixels, that each level learns (inclusive)."""
     center_fraction: float = 0.2
-    """Part of an object's box, around its centre of mass, whose cells learn the object."""
+    """Part of an object's box, around its center of mass, whose cells learn the object."""
     mask_transformer_levels: tuple[int, ...] = (5,)
     """Levels that the transformer replaces in the mask branch (Table 4): (), (5,) or (4, 5)."""
     mask_stage_channels: int = 128
@@ -90,13 +90,13 @@ class SOTRConfig:
     """4 keeps the mask features at H/4 x W/4. 1 upsamples them to H x W first, the paper's order: another operation for
     kernel_size 3, and the same for 1, at 16 times the memory."""
     dynamic_kernels: bool = True
-    """Predict each cell's convolution from its features, or learn it once for all pictures (Table 5)."""
+    """Predict each cell's convolution from its features, or learn it once for all images (Table 5)."""
     image_size: int = 800
-    """Shortest edge, in pixels, to which pictures are resized."""
+    """Shortest edge, in pixels, to which images are resized."""
     max_image_size: int = 1333
     """Cap of the longest edge, in pixels, after that resize."""
     intensity_percentiles: tuple[float, ...] = ()
-    """Two percentiles of a picture's values that become black and white before anything else, such as 1 and 99.8 for
+    """Two percentiles of an image's values that become black and white before anything else, such as 1 and 99.8 for
     microscopy; none leaves the values as `sotr.data.load_image` gives them."""
 
     def __post_init__(self) -> None:
@@ -238,7 +238,7 @@ _PRESETS = {
     "sotr-r101": SOTRConfig(backbone="resnet101"),
     "sotr-r101-dcn": SOTRConfig(backbone="resnet101", deformable_stages=(3, 4, 5)),
     "sotr-rt-r50": SOTRConfig(depth=2, image_size=736, max_image_size=1226),
-    # For CPUs and small data: half the paper's picture, so half its scale ranges and fewer cells.
+    # For CPUs and small data: half the paper's image, so half its scale ranges and fewer cells.
     "sotr-nano": SOTRConfig(
         backbone="resnet10t",
         width=96,

@@ -35,7 +35,7 @@ class DecodeOptions:
     nms_threshold: float = 0.5
     """Overlap, as intersection over union, above which plain mask NMS drops a mask."""
     upsample: Literal["logits", "probabilities"] = "logits"
-    """What is resized to the picture before it is thresholded."""
+    """What is resized to the image before it is thresholded."""
     score_threshold: float = 0.05
     """Final score, in 0..1, below which an object is dropped, and not even measured."""
     operating_score: float = 0.3
@@ -70,7 +70,7 @@ class DecodeOptions:
         return math.log(self.mask_threshold / (1 - self.mask_threshold))
 
     def with_max_objects(self, max_objects: int) -> "DecodeOptions":
-        """The same for up to `max_objects` objects a picture, with candidates enough to find that many."""
+        """The same for up to `max_objects` objects an image, with candidates enough to find that many."""
         return replace(
             self,
             max_objects=max_objects,

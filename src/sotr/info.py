@@ -18,7 +18,7 @@ from sotr.data.sizes import padded_side, resized_size
 from sotr.errors import SOTRError
 
 TYPICAL_PICTURE = (480, 640)
-"""Height and width of most COCO pictures; the default input is what preprocessing makes of it."""
+"""Height and width of most COCO images; the default input is what preprocessing makes of it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def info(
     Args:
         model: an architecture (sotr-r50, sotr-r101, sotr-r101-dcn, sotr-rt-r50, sotr-nano) or a YAML file that
             describes one, a bundled model, a model or run folder, or a hub id.
-        height: height of the network's input in pixels, a multiple of 32; by default that of a 480 x 640 picture
+        height: height of the network's input in pixels, a multiple of 32; by default that of a 480 x 640 image
             after preprocessing.
         width: width of the network's input in pixels, a multiple of 32; default likewise.
         json: print one JSON object instead of tables.
@@ -134,7 +134,7 @@ def info(
 
 
 def _default_input(config: SOTRConfig) -> tuple[int, int]:
-    """Input size that preprocessing and padding make of the typical picture."""
+    """Input size that preprocessing and padding make of the typical image."""
     resized = resized_size(*TYPICAL_PICTURE, config.image_size, config.max_image_size)
     height, width = map(padded_side, resized)
     return height, width

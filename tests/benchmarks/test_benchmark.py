@@ -45,7 +45,7 @@ def test_inference(monkeypatch):
     assert findings[0] == "broken does not run under these conditions: no such kernel."
     check(rows, ["48 x 64"], chosen, ["pre-processing", "network", "decoding", "total"])
     assert [row["peak_mib"] for row in rows if row["part"] == "total"] == [12, 12, 12]
-    assert sum("pictures per second as Mask R-CNN" in finding for finding in findings) == 2
+    assert sum("images per second as Mask R-CNN" in finding for finding in findings) == 2
     assert sum("Decoding is" in finding for finding in findings) == 3
     assert sum("network takes" in finding for finding in findings) == 3
     rows, _ = inference.measure(["sotr-nano"], (48, 64), CPU, FLOAT, 1, str, batch=2)
@@ -169,10 +169,10 @@ def test_decode(scene):
 
 def test_data_and_evaluate():
     rows, _ = pictures.measure_data((1, 5), 48, 64, 2, 1, str)
-    check(rows, ["1 object a picture, 2 pictures", "5 objects a picture, 2 pictures"], ["paper", "scratch"], ["total"])
+    check(rows, ["1 object an image, 2 images", "5 objects an image, 2 images"], ["paper", "scratch"], ["total"])
     assert all(row["pictures_per_second"] == pytest.approx(2 / row["median"]) for row in rows)
     rows, findings = pictures.measure_evaluate((4,), 48, 64, 3, 1, str)
-    check(rows, ["4 objects a picture, 3 pictures"], ["sotr", "pycocotools"], ["total"])
+    check(rows, ["4 objects an image, 3 images"], ["sotr", "pycocotools"], ["total"])
     assert rows[0]["AP"] == pytest.approx(rows[1]["AP"], abs=1e-9)
     assert 0.1 < rows[0]["AP"] < 0.99
     assert len(findings) == 1

@@ -147,8 +147,8 @@ def polygon_crowd(data: Path) -> None:
 
 
 BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("cut off picture", cut_off, "unreadable"),
-    ("missing picture", lambda data: (data / "images" / "train_000003.jpg").unlink(), "missing"),
+    ("cut off image", cut_off, "unreadable"),
+    ("missing image", lambda data: (data / "images" / "train_000003.jpg").unlink(), "missing"),
     ("empty file", lambda data: (data / "images" / "train_000003.jpg").write_bytes(b""), "unreadable"),
     ("other size", other_size, "size"),
     ("EXIF rotation", turned, "size"),
@@ -162,10 +162,10 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no mask", annotation(segmentation=[]), "no mask"),
     ("iscrowd 2", annotation(iscrowd=2), "iscrowd"),
     ("duplicate id", again("annotations", segmentation=[square(50, 40, 15)], area=225, category_id=2), "duplicate id"),
-    ("unknown picture", annotation(image_id=77), "unknown picture"),
+    ("unknown image", annotation(image_id=77), "unknown image"),
     ("unknown category", annotation(category_id=77), "unknown category"),
     ("no image id", lambda data: edit(data, lambda c: c["annotations"][0].pop("image_id")), "entry"),
-    ("picture twice", again("images", id=99), "duplicate picture"),
+    ("image twice", again("images", id=99), "duplicate image"),
     ("height 0", lambda data: edit(data, lambda c: c["images"][1].update(height=0)), "entry"),
     ("empty mask", annotation(segmentation=[[1.0, 1.0] * 3], area=0), "empty mask"),
     ("outside", annotation(segmentation=[square(-10, 5, 30)], area=600), "outside"),
@@ -173,10 +173,10 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("object twice", again("annotations", id=1000), "duplicate object"),
     ("object as two classes", again("annotations", id=1000, category_id=5), "duplicate object"),
     ("crowd as polygon", polygon_crowd, "crowd polygon"),
-    ("empty picture", lambda data: edit(data, lambda c: c["annotations"].clear(), "val"), "empty picture"),
-    ("copy in a split", copied("train_000001.jpg", "train_000002.jpg"), "identical pictures"),
+    ("empty image", lambda data: edit(data, lambda c: c["annotations"].clear(), "val"), "empty image"),
+    ("copy in a split", copied("train_000001.jpg", "train_000002.jpg"), "identical images"),
     ("copy in the other split", copied("train_000001.jpg", "val_000001.jpg"), "shared between splits"),
-    ("saved otherwise", saved_otherwise("train_000001.jpg", "train_000002.jpg"), "similar pictures"),
+    ("saved otherwise", saved_otherwise("train_000001.jpg", "train_000002.jpg"), "similar images"),
     ("otherwise in the other split", saved_otherwise("train_000001.jpg", "val_000001.jpg"), "similar across splits"),
     (
         "only crowds to learn",
@@ -186,7 +186,7 @@ BROKEN: list[tuple[str, Callable[[Path], Any], str]] = [
     ("categories differ", lambda data: edit(data, lambda c: c["categories"].pop(), "val"), "categories"),
     ("no JSON", lambda data: (data / "val.json").write_text("{"), "file"),
 ]
-STAY = {"similar pictures", "similar across splits", "empty picture", "no objects", "categories", "file"}
+STAY = {"similar images", "similar across splits", "empty image", "no objects", "categories", "file"}
 """What needs judgement, and is not repaired."""
 
 
@@ -381,7 +381,7 @@ def test_what_can_be_kept_is_kept(data: Path, tmp_path: Path, breakage: Callable
 def test_exchanged_sizes_cost_no_mask_that_fits(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever the findings say of masks, which were held against the wrong size; and one broken mask is one mask."""
     exchanged(data)
-    wide, broken = [square(60, 5, 15)], [[1, 2, 3, 4]]  # the first leaves a picture of the recorded 64 x 80
+    wide, broken = [square(60, 5, 15)], [[1, 2, 3, 4]]  # the first leaves an image of the recorded 64 x 80
 
     def change(content: Content) -> None:
         own = [entry for entry in content["annotations"] if entry["image_id"] == content["images"][2]["id"]]
@@ -493,7 +493,7 @@ def test_pairs() -> None:
     thumbnails = rng.integers(0, 256, (50, 256)).astype(np.uint8)
     assert similar_pairs(thumbnails).tolist() == []
     thumbnails[40] = np.clip(thumbnails[3].astype(int) + rng.integers(-1, 2, 256), 0, 255)
-    thumbnails[7] = thumbnails[8] = 100  # flat pictures look alike without being copies
+    thumbnails[7] = thumbnails[8] = 100  # flat images look alike without being copies
     assert similar_pairs(thumbnails).tolist() == [[3, 40]]
     assert similar_pairs(thumbnails[:1]).shape == (0, 2)
 

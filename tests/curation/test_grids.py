@@ -1,4 +1,4 @@
-"""How objects fit grids: the same as assignment says, picture by picture; and what advice follows from it."""
+"""How objects fit grids: the same as assignment says, image by image; and what advice follows from it."""
 
 import re
 from dataclasses import replace

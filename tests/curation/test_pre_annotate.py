@@ -28,7 +28,7 @@ def instances() -> Instances:
 
 @pytest.fixture
 def predictions(instances: Instances, tmp_path: Path) -> Path:
-    """predictions.json with two pictures, the second without objects."""
+    """predictions.json with two images, the second without objects."""
     with result_files(tmp_path, {"model": "pets"}, NAMES, IDS, False) as files:
         files.add("a folder/100 %.png", instances)
         files.add("empty.png", Instances.empty(NAMES, IDS, (20, 30)))

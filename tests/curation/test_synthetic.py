@@ -59,7 +59,7 @@ def test_a_shape_in_the_open_has_the_area_of_geometry() -> None:
     rows, columns = (np.mgrid[:400, :400].astype(np.float32) + 0.5) / 200 - 1
     for name, area in expected.items():
         assert SHAPES[name](columns, rows).mean() * 4 == pytest.approx(area, rel=0.01)
-    # Five points of the star: 10 triangles between the centre, an outer and an inner corner.
+    # Five points of the star: 10 triangles between the center, an outer and an inner corner.
     star = 10 * 0.5 * 0.45 * np.sin(np.pi / 5)
     assert SHAPES["star"](columns, rows).mean() * 4 == pytest.approx(star, rel=0.01)
 

@@ -307,7 +307,7 @@ WHOLE: dict[str, Write] = {
         False,
         {"labelmap.txt": "# label:color_rgb:parts:actions\n" + "".join(f"{n}:::\n" for n in ("background", *CLASSES))},
     ),
-    "voc in grey, class names": lambda f: voc(f, NUMBERS, CLASS_NUMBERS, False, CLASS_FILE),
+    "voc in gray, class names": lambda f: voc(f, NUMBERS, CLASS_NUMBERS, False, CLASS_FILE),
     "cvat polygons": lambda f: (image(f / "images/a.png"), cvat(f, "polygon")),
     "cvat masks": lambda f: (image(f / "images/default/a.png"), cvat(f, "mask")),
     "cvat, folders in names": lambda f: (image(f / "images/cam/a.png"), cvat(f, "mask", "cam/a.png")),

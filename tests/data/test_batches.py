@@ -98,7 +98,7 @@ def test_collate_pads_pictures_and_masks_and_assigns(train: CocoDataset, stride:
         assert masks.shape == (len(sample.targets), height // stride, width // stride)
         assert masks.sum() == sample.targets.masks_Ihw.sum()
     assert equal(batch.assignment, assign(batch.targets, CONFIG, (height, width)))
-    assert batch.assignment.counts[0] == 0  # the picture without objects
+    assert batch.assignment.counts[0] == 0  # the image without objects
     assert min(batch.assignment.counts[1:]) > 0
 
 
@@ -167,7 +167,7 @@ def test_eval_loader_gives_each_picture_once_in_order(coco_folder: Path) -> None
 
 
 def spoiled(coco_folder: Path, folder: Path, file: str, content: bytes | Image.Image) -> CocoDataset:
-    """The training set with one picture replaced."""
+    """The training set with one image replaced."""
     shutil.copytree(coco_folder, folder / "data")
     data = load_coco(folder / "data" / "train.json", folder / "data" / "images")
     if isinstance(content, bytes):

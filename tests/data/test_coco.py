@@ -24,7 +24,7 @@ SQUARE = [2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]
 
 
 def content() -> Content:
-    """A sound file: one 20 x 16 picture with a square and a picture without objects."""
+    """A sound file: one 20 x 16 image with a square and an image without objects."""
     return {
         "images": [
             {"id": 7, "file_name": "a.png", "height": 16, "width": 20},

@@ -12,7 +12,7 @@ from sotr.data.transforms import Objects
 
 
 def scene(rng: np.random.Generator, count: int, height: int, width: int, first_colour: int) -> Scene:
-    """Rectangles, each of a colour of its own, the later over the earlier, with the pixels that they show."""
+    """Rectangles, each of a color of its own, the later over the earlier, with the pixels that they show."""
     owner = np.full((height, width), -1)
     for index in range(count):
         y, x = rng.integers(0, height - 2), rng.integers(0, width - 2)
@@ -47,7 +47,7 @@ def test_every_mask_is_exactly_where_its_objects_pixels_are(below, above, most, 
     assert (onto.image_HW3 == before).all()
     covered = np.zeros((20, 24), bool)
     for label, box, mask in zip(result.objects.labels_I, result.objects.boxes_I4, masks(result), strict=True):
-        # Labels are colours here: a pasted object's colour may occur twice only if it were pasted twice.
+        # Labels are colors here: a pasted object's color may occur twice only if it were pasted twice.
         assert (mask == (result.image_HW3[:, :, 0] == label)).all()
         rows, columns = np.nonzero(mask)
         assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

@@ -1,4 +1,4 @@
-"""The image loader: every kind of picture becomes upright RGB, everything else one clear line."""
+"""The image loader: every kind of image becomes upright RGB, everything else one clear line."""
 
 import io
 import struct
@@ -262,7 +262,7 @@ def test_formats_that_hold_other_pictures_do_not_smuggle_them_in(monkeypatch: py
     """An icon unpacks its PNG while it is opened, an IPTC record hands its content to any format."""
 
     def unpack(*_: object) -> None:
-        pytest.fail("a picture was unpacked")
+        pytest.fail("an image was unpacked")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", unpack)
     monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", unpack)

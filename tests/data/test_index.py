@@ -165,7 +165,7 @@ def test_flaws_are_collected_and_the_rest_is_read(coco_folder: Path, tmp_path: P
     data = read_coco(tmp_path / "train.json", coco_folder / "images", flaws)
     orphans = int(np.diff(before.offsets)[3])
     assert sorted(flaw.kind for flaw in flaws) == sorted(
-        ["entry", "polygon", "unknown category"] + ["unknown picture"] * orphans
+        ["entry", "polygon", "unknown category"] + ["unknown image"] * orphans
     )
     polygon = next(flaw for flaw in flaws if flaw.kind == "polygon")
     assert (polygon.annotation_id, polygon.image_id) == (broken["id"], broken["image_id"])

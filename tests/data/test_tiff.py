@@ -40,7 +40,7 @@ class Kind:
     expected: np.ndarray
     options: dict[str, Any] = field(default_factory=dict)
     near: int = 1
-    """Grey levels that rounding may make."""
+    """Gray levels that rounding may make."""
 
 
 GREY, COLOR = noise(), noise(3)
@@ -54,17 +54,17 @@ WHITE = {"photometric": "miniswhite"}
 PALETTE = np.random.default_rng(1).integers(0, 256, (3, 256)).astype(np.uint16)
 
 KINDS = [
-    Kind("grey 8", GREY, GREY),
-    Kind("grey 8 white is 0", 255 - GREY, GREY, WHITE),
-    Kind("grey 12 in 16", GREY12, scaled(GREY12, 4095)),
-    Kind("grey 12 in 16 white is 0", 4095 - GREY12, scaled(GREY12, 4095), WHITE),
-    Kind("grey 16", GREY16, scaled(GREY16, 65535)),
-    Kind("grey 16 white is 0", 65535 - GREY16, scaled(GREY16, 65535), WHITE),
-    Kind("grey 12 in 16 white is 65535", 65535 - GREY12, scaled(GREY12, 4095), WHITE),
-    Kind("grey 16 signed", noise(0, np.int16, 100, -100), scaled(noise(0, np.int16, 100, -100) + 100.0, 200)),
-    Kind("grey 32", GREY16.astype(np.uint32) * 3, scaled(GREY16 * 3.0, 65535 * 3)),
-    Kind("grey float", FLOAT, scaled(FLOAT - FLOAT.min(), FLOAT.max() - FLOAT.min())),
-    Kind("grey double", FLOAT.astype(float), scaled(FLOAT - FLOAT.min(), FLOAT.max() - FLOAT.min())),
+    Kind("gray 8", GREY, GREY),
+    Kind("gray 8 white is 0", 255 - GREY, GREY, WHITE),
+    Kind("gray 12 in 16", GREY12, scaled(GREY12, 4095)),
+    Kind("gray 12 in 16 white is 0", 4095 - GREY12, scaled(GREY12, 4095), WHITE),
+    Kind("gray 16", GREY16, scaled(GREY16, 65535)),
+    Kind("gray 16 white is 0", 65535 - GREY16, scaled(GREY16, 65535), WHITE),
+    Kind("gray 12 in 16 white is 65535", 65535 - GREY12, scaled(GREY12, 4095), WHITE),
+    Kind("gray 16 signed", noise(0, np.int16, 100, -100), scaled(noise(0, np.int16, 100, -100) + 100.0, 200)),
+    Kind("gray 32", GREY16.astype(np.uint32) * 3, scaled(GREY16 * 3.0, 65535 * 3)),
+    Kind("gray float", FLOAT, scaled(FLOAT - FLOAT.min(), FLOAT.max() - FLOAT.min())),
+    Kind("gray double", FLOAT.astype(float), scaled(FLOAT - FLOAT.min(), FLOAT.max() - FLOAT.min())),
     Kind("bilevel", GREY > 127, np.where(GREY > 127, 255, 0)),
     Kind("bilevel white is 0", GREY > 127, np.where(GREY > 127, 0, 255), WHITE),
     Kind("color 8", COLOR, COLOR, {"photometric": "rgb"}),
@@ -142,7 +142,7 @@ def test_every_kind_in_every_layout(tmp_path: Path, kind: Kind, layout: str) -> 
 
 @pytest.mark.parametrize("layout", ["strips", "one strip", "tiles", "strips lzw"])
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("image", [GREY, GREY16, COLOR], ids=["grey", "grey 16", "color"])
+@pytest.mark.parametrize("image", [GREY, GREY16, COLOR], ids=["grey", "gray 16", "color"])
 def test_every_orientation(tmp_path: Path, image: np.ndarray, orientation: int, layout: str) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(

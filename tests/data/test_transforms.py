@@ -37,7 +37,7 @@ def objects_of(masks_IHW: np.ndarray, labels: list[int] | None = None) -> Object
 
 
 def scene(height: int, width: int, count: int = 5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A noise picture and random, overlapping ellipses."""
+    """A noise image and random, overlapping ellipses."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     masks = np.zeros((count, height, width), bool)
@@ -64,7 +64,7 @@ def run(
 
 
 def shown(image_3hw: torch.Tensor) -> torch.Tensor:
-    """A normalised picture as 0..255."""
+    """A normalized image as 0..255."""
     return (image_3hw * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
 
 
@@ -199,7 +199,7 @@ def test_flips_and_turns_move_picture_and_masks_together() -> None:
                 seen.add(tuple(orient(np.arange(4).reshape(2, 2), *way).ravel()))
                 break
         else:
-            pytest.fail("the picture is none of the eight orientations")
+            pytest.fail("the image is none of the eight orientations")
         for mask, box in zip(result.targets.masks_Ihw.numpy(), result.targets.boxes_I4.numpy(), strict=True):
             y, x = np.nonzero(mask)
             assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]

@@ -59,7 +59,7 @@ def test_nothing_found():
 
 
 def test_original_size_without_padding():
-    """The network saw 48 x 80 of a picture of 96 x 160; the rest of its 64 x 96 input is padding."""
+    """The network saw 48 x 80 of an image of 96 x 160; the rest of its 64 x 96 input is padding."""
     (found,) = run(
         scene([(3, 0, 3.0, (2, 3, 8, 9)), (9, 1, 2.0, (21, 13, 24, 16))]), image=(48, 80), original=(96, 160)
     )
@@ -151,7 +151,7 @@ def test_points_nms_keeps_the_best_of_each_two_by_two():
 
 def test_points_nms_is_a_switch():
     box, other = (2, 3, 8, 9), (12, 6, 20, 14)
-    predictions = scene([(7, 0, 3.0, box), (8, 0, 2.0, other)])  # neighbours in one row
+    predictions = scene([(7, 0, 3.0, box), (8, 0, 2.0, other)])  # neighbors in one row
     assert len(run(predictions)[0]) == 2
     assert len(run(predictions, points_nms=True)[0]) == 1
     assert DecodeOptions.released().points_nms

@@ -41,7 +41,7 @@ def predictions(kernel_size=1, batch=2):
 
 
 def plain_decode(class_logits_KM, kernels_KD, features_Ehw, options):
-    """[(score, label, mask)] of one picture, best first."""
+    """[(score, label, mask)] of one image, best first."""
     scores_KM = class_logits_KM.sigmoid()
     if options.points_nms:
         scores_KM = points_nms(scores_KM[None], CONFIG.grids)[0]

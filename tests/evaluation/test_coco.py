@@ -37,7 +37,7 @@ def dataset(images: list[dict], annotations: list[dict], names: list[str]) -> di
 
 
 def random_case(seed: int, *, pictures: int = 5, classes: int = 3, per_picture: int = 6, side: int = 160) -> tuple:
-    """A data set with crowds, empty pictures, three forms of mask, one class without truth; and plausible results."""
+    """A data set with crowds, empty images, three forms of mask, one class without truth; and plausible results."""
     rng = np.random.default_rng(seed)
     images = [{"id": 7 * i + 1, "height": side, "width": side + 20} for i in range(pictures)]
     annotations: list[dict] = []
@@ -277,9 +277,9 @@ def test_a_part_of_the_pictures_and_unknown_ids() -> None:
     assert flat(coco_metrics(truth, results, image_ids=some)) == flat(coco_metrics(smaller, fewer))
     stranger = {**results[0], "category_id": 999}
     assert flat(coco_metrics(truth, [*results, stranger])) == flat(coco_metrics(truth, results))
-    with pytest.raises(SOTRError, match="picture 12345"):
+    with pytest.raises(SOTRError, match="image 12345"):
         coco_metrics(truth, [{**results[0], "image_id": 12345}])
-    with pytest.raises(SOTRError, match="picture 999"):
+    with pytest.raises(SOTRError, match="image 999"):
         coco_metrics(truth, results, image_ids=[999])
     with pytest.raises(SOTRError, match=r"size \[3, 4\]"):
         coco_metrics(truth, [{**results[0], "segmentation": {"size": [3, 4], "counts": "<"}}])

@@ -28,7 +28,7 @@ def result(image_id: int, category_id: int, mask: np.ndarray, score: float = 0.9
 
 @pytest.fixture
 def data(tmp_path: Path) -> CocoDataset:
-    """Three pictures: two objects and a crowd, one object, none."""
+    """Three images: two objects and a crowd, one object, none."""
     objects = [
         (1, 5, box(0, 0, 8, 8), 0),
         (1, 9, box(10, 0, 18, 8), 0),
@@ -69,7 +69,7 @@ def test_objects_are_matched_once_whatever_their_class(data: CocoDataset) -> Non
     )
     #  found as disc, box, not found
     assert found.counts_TF.tolist() == [[1, 0, 0], [1, 0, 1], [2, 0, 0]]
-    # Picture 1: one object of IoU 1 with its class, of 2 true and 3 detected ones.
+    # Image 1: one object of IoU 1 with its class, of 2 true and 3 detected ones.
     assert found.quality_N.tolist() == pytest.approx([1 / 2.5, 0, 0])
 
 

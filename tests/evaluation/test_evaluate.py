@@ -39,7 +39,7 @@ CONFIG = SOTRConfig(
 
 
 class BrightQuadrants(torch.nn.Module):
-    """Stands where the network stands and finds bright quadrants of a picture: red ones are class 1, others class 0."""
+    """Stands where the network stands and finds bright quadrants of an image: red ones are class 1, others class 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class BrightQuadrants(torch.nn.Module):
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Pictures with white and red quadrants and their true masks; class order and ids differ from the model's."""
+    """Images with white and red quadrants and their true masks; class order and ids differ from the model's."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
     half = SIDE // 2
@@ -137,7 +137,7 @@ def test_a_model_that_is_right_has_ap_1(data: Path, good_model: Segmenter, batch
 
 def test_max_objects_limits_what_is_found(data: Path, good_model: Segmenter) -> None:
     report = evaluate(data, good_model, max_objects=1, device="cpu", quiet=True)
-    # The best of each picture only: quadrant 0 before 1 before 3.
+    # The best of each image only: quadrant 0 before 1 before 3.
     assert report["detections"] == 3
     assert report["per_class"]["white"]["AP50"] == pytest.approx(67 / 101)  # 2 of 3, on COCO's 101 recalls
     assert report["AR"] == pytest.approx((2 / 3 + 1 / 3) / 2)
@@ -209,7 +209,7 @@ def test_json_is_one_object_on_standard_output(
 def test_table_shows_the_numbers(data: Path, good_model: Segmenter, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(data, good_model, device="cpu")
     out, _ = capsys.readouterr()
-    assert "4 pictures, 6 objects" in out
+    assert "4 images, 6 objects" in out
     assert "1.000" in out
 
 
@@ -248,7 +248,7 @@ def test_a_loader_process_that_is_killed_is_one_line(
     data: Path, good_model: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "load_picture", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SOTRError, match=r"^a process that loads pictures died \(.*worker.*\); .*fewer --workers$"):
+    with pytest.raises(SOTRError, match=r"^a process that loads images died \(.*worker.*\); .*fewer --workers$"):
         evaluate(data, good_model, device="cpu", workers=1, quiet=True)
 
 

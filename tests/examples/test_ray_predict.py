@@ -26,12 +26,12 @@ def load_example() -> ModuleType:
 
 
 def save_pictures(folder: Path) -> Path:
-    """Three pictures, and a file that only has the name of one."""
+    """Three images, and a file that only has the name of one."""
     folder.mkdir()
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), np.uint8)
         Image.fromarray(pixels).resize((80, 64)).save(folder / f"{seed}.png")
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     return folder
 
 
@@ -60,7 +60,7 @@ def test_one_worker(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_ray_of_this_machine(tmp_path: Path) -> None:
     pictures = save_pictures(tmp_path / "pictures")
-    (pictures / "notes.txt").write_text("this does not have the name of a picture")
+    (pictures / "notes.txt").write_text("this does not have the name of an image")
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     try:
         load_example().main(str(pictures), str(tmp_path / "out"), score=0.05, batch_size=2)

@@ -48,7 +48,7 @@ def test_weights_explain_the_output_of_the_attention(transformer: str, level: in
 
 
 def test_inputs_are_those_of_the_network() -> None:
-    """The first layer's attention gets the patches with their position, normalised."""
+    """The first layer's attention gets the patches with their position, normalized."""
     torch.manual_seed(0)
     network = SOTR(SMALL).eval()
     images = torch.randn(1, 3, 64, 64)

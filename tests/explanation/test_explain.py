@@ -64,7 +64,7 @@ def test_a_chosen_cell_and_channels(picture: Path, tmp_path: Path) -> None:
         picture, segmenter(), tmp_path, level=3, row=7, column=2, channels=[0, 31], device="cpu", quiet=True
     )
     assert (result.level, result.row, result.column) == (3, 7, 2)
-    # The picture and two channels fill one row.
+    # The image and two channels fill one row.
     assert Image.open(result.files[0]).height < 1.2 * 420
 
 

@@ -215,7 +215,7 @@ def test_every_kind_of_network_exports(changes: dict, options: DecodeOptions, tm
             parameter *= 60
     segmenter = Segmenter(network, ["a", "b", "c"], [1, 2, 3], replace(options, max_objects=9), "random")
     exported = sotr.load(export(segmenter, out=tmp_path / "random.onnx", quiet=True))
-    # Pictures on which PyTorch gives the same objects when its input moves by 2e-6. On others a random network has two
+    # Images on which PyTorch gives the same objects when its input moves by 2e-6. On others a random network has two
     # candidates so close that either may suppress the other, and no two engines need agree.
     for picture in (discs(96, 150, 6), discs(80, 60, 4, seed=1)):
         expected = segmenter.predict(picture)
@@ -341,6 +341,6 @@ def test_prepared_pictures_are_the_same(exported: ExportedSegmenter, nuclei: Seg
     for picture in PICTURES.values():
         ours, theirs = exported.prepare(picture), nuclei.prepare(picture)
         assert ours.original_size == theirs.original_size
-        # A grey level is 0.018 here. Where PyTorch has AVX2 to use, the bytes are equal.
+        # A gray level is 0.018 here. Where PyTorch has AVX2 to use, the bytes are equal.
         exact = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
         assert np.abs(ours.input_3hw - theirs.input_3hw.numpy()).max() < (1e-5 if exact else 0.018)

@@ -1,4 +1,4 @@
-"""Masks at the picture's size, and resized pictures: the same as PyTorch makes them."""
+"""Masks at the image's size, and resized images: the same as PyTorch makes them."""
 
 import numpy as np
 import torch

@@ -99,7 +99,7 @@ def test_each_object_goes_to_every_level_of_its_size(targets_of, masks_of):
 def test_smaller_object_wins_a_cell_whatever_the_order(targets_of, order):
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[order[0], 22:42, 22:42] = True  # 20 px
-    masks[order[1], 24:40, 24:40] = True  # 16 px, at the same centre
+    masks[order[1], 24:40, 24:40] = True  # 16 px, at the same center
     assignment = assign([targets_of(masks, torch.tensor([0, 1]), 4)], CONFIG, (64, 64))
     assert set(assignment.objects_P.tolist()) == {order[1]}
 

@@ -1,4 +1,4 @@
-"""Compressing masks by the parts of the picture that they fill, against compressing whole masks."""
+"""Compressing masks by the parts of the image that they fill, against compressing whole masks."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_however_much_is_done_at_once(monkeypatch, at_once):
 
 
 def test_small_objects_of_a_large_picture_are_made_alone(monkeypatch):
-    """A whole mask of this picture would have 61 million pixels."""
+    """A whole mask of this image would have 61 million pixels."""
     made = []
 
     def spy(*arguments):
@@ -52,6 +52,6 @@ def test_small_objects_of_a_large_picture_are_made_alone(monkeypatch):
     found = compress_on_host(maps_Ihw, 0.0, (800, 1200), (800, 1200), (6400, 9600))
     assert max(resized.numel() for resized in made) <= compress_module.CACHED_PIXELS
     assert sum(resized.numel() for resized in made) < 90 * (2 * 5 * 32) ** 2
-    # Features are 32 pixels of the picture; halfway to the next the mask ends.
+    # Features are 32 pixels of the image; halfway to the next the mask ends.
     top_I, left_I = 32 * (2 * np.arange(90) + 1), 32 * (3 * np.arange(90) + 1)
     np.testing.assert_array_equal(found.boxes_I4, np.stack([left_I, top_I, left_I + 160, top_I + 160], 1))

@@ -1,4 +1,4 @@
-"""Parts of the picture that hold all pixels of masks."""
+"""Parts of the image that hold all pixels of masks."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_windows_are_about_as_small_as_masks():
     maps_Ihw[0, 10:13, 20:26] = maps_Ihw[2, 40:42, 1:5] = 1.0
     [windows] = windows_of(maps_Ihw, 0.0, (200, 280), (200, 280), (400, 560), pixels=10**6)
     assert windows.masks_I.tolist() == [0, 1, 2]
-    # A row of features is 8 of the picture; half of one to either side takes of the mask, and as it is resized in two
+    # A row of features is 8 of the image; half of one to either side takes of the mask, and as it is resized in two
     # steps another pixel; and a row is to spare.
     assert (windows.height, windows.width) == (48, 6 * 8 + 2 * (4 + 1))  # 3 * 8 + 2 * (4 + 1) + 1 rows, in sixteens
     assert (windows.tops_I[0], windows.lefts_I[0]) == (10 * 8 - 5, 20 * 8 - 5)

@@ -37,7 +37,7 @@ def model() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """Grey values up to 240."""
+    """Gray values up to 240."""
     return np.random.default_rng(0).integers(0, 241, (8, 9)).repeat(10, 0).repeat(10, 1).astype(np.uint16)
 
 

@@ -400,7 +400,7 @@ def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
-    """They would find nothing in any picture, and say so without an error."""
+    """They would find nothing in any image, and say so without an error."""
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
     tensors["class_head.bias"][0] = torch.nan

@@ -67,11 +67,11 @@ def test_position_embedding_adds_row_and_column_tables():
 
 def test_position_embedding_is_resampled_by_place():
     embedding = PositionEmbedding(8, 1)
-    with torch.no_grad():  # a ramp over the picture: the place of each cell's centre, in 0..1
+    with torch.no_grad():  # a ramp over the image: the place of each cell's center, in 0..1
         embedding.row_NC.zero_()
         embedding.column_NC.copy_((torch.arange(8)[:, None] + 0.5) / 8)
     out = embedding(torch.zeros(1, 3, 16, 1))[0, :, :, 0]
     assert out.shape == (3, 16)
     centres = (torch.arange(16) + 0.5) / 16
-    torch.testing.assert_close(out[0, 1:-1], centres[1:-1])  # linear inside, constant beyond the outer centres
+    torch.testing.assert_close(out[0, 1:-1], centres[1:-1])  # linear inside, constant beyond the outer centers
     assert torch.equal(out[0], out[2])

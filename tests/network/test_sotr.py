@@ -130,7 +130,7 @@ def test_mask_features_use_every_level():
 
 
 def test_network_exports_as_it_stands(network):
-    """No Python branch depends on values: the traced graph gives the same results on other pictures."""
+    """No Python branch depends on values: the traced graph gives the same results on other images."""
     exported = torch.export.export(network, (torch.randn(1, 3, 64, 96),))
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():

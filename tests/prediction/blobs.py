@@ -14,7 +14,7 @@ from sotr.results.instances import Instances
 
 
 class Blobs:
-    """Connected bright places as objects of three classes by their strongest colour; the score is their brightness.
+    """Connected bright places as objects of three classes by their strongest color; the score is their brightness.
 
     Stands in for `Segmenter` where a test is about what happens around it, for its results are known beforehand.
     """

@@ -1,4 +1,4 @@
-"""Pictures of unusual shapes and kinds, and files that only look like pictures, whole and in tiles."""
+"""Images of unusual shapes and kinds, and files that only look like images, whole and in tiles."""
 
 import json
 import struct
@@ -105,7 +105,7 @@ def test_what_is_no_picture_is_listed(tmp_path: Path, segmenter: Segmenter, tile
     whole = (folder / "whole.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[: len(whole) * 3 // 4])
     (folder / "empty.tif").write_bytes(b"")
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     summary = predict([folder], segmenter, out, score=SCORE, tile=tile, quiet=True)
     assert summary.pictures == 1
     reasons = {Path(name).name: reason for name, reason in summary.failures}

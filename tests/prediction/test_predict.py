@@ -53,7 +53,7 @@ def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (80, 64)) ->
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, two of which have the same stem."""
+    """Three images, two of which have the same stem."""
     folder = tmp_path / "pictures"
     for seed, name in enumerate(("a.png", "b.jpg", "deeper/a.png")):
         save_picture(folder / name, seed, (80 + 8 * seed, 64))
@@ -111,7 +111,7 @@ def test_a_folder_gives_all_results(folder: Path, tmp_path: Path, segmenter: Seg
     assert set(results[0]) == {"image_id", "category_id", "bbox", "segmentation", "score"}
     assert len(data.loadRes(results).anns) == summary.objects
 
-    # One overlay and one folder of masks per picture, also for the two of one stem.
+    # One overlay and one folder of masks per image, also for the two of one stem.
     names = {"a.png": "a", "b.jpg": "b", "deeper/a.png": "deeper-a"}
     masks = [f"masks/{names[name]}/{i:03d}.png" for name, found in expected.items() for i in range(len(found))]
     overlays = [f"{name}.overlay.png" for name in names.values()]
@@ -152,14 +152,14 @@ def test_no_objects_still_make_valid_files(folder: Path, tmp_path: Path, segment
 def test_unreadable_pictures_are_listed_and_skipped(
     folder: Path, tmp_path: Path, segmenter: Segmenter, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     (folder / "cut.jpg").write_bytes((folder / "b.jpg").read_bytes()[:400])
     summary = predict([folder], segmenter, tmp_path / "out", score=SCORE, batch_size=4, quiet=True)
     assert summary.pictures == 3
     assert [Path(path).name for path, _ in summary.failures] == ["cut.jpg", "text.png"]
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "2 pictures could not be read:" in printed.err
+    assert "2 images could not be read:" in printed.err
     for path, reason in summary.failures:
         assert f"{path}: {reason}" in printed.err
         assert str(path) not in reason[: len(str(path))]
@@ -191,7 +191,7 @@ def test_that_an_image_was_shrunk_much_is_said(
     Image.new("RGB", (5 * edge, 5 * edge)).save(tmp_path / "large.png")
     Image.new("RGB", (edge, edge)).save(tmp_path / "small.png")
     predict([tmp_path], segmenter, tmp_path / "out", score=SCORE)
-    words = "1 picture shrunk by a factor of up to 5.0 to fit the size of the model's training images"
+    words = "1 image shrunk by a factor of up to 5.0 to fit the size of the model's training images"
     assert words in capsys.readouterr().out
     predict([tmp_path], segmenter, tmp_path / "out", score=SCORE, tile="auto")
     assert "shrunk by" not in capsys.readouterr().out
@@ -208,19 +208,19 @@ def test_standard_error_is_for_failures(
 ) -> None:
     predict([folder], segmenter, tmp_path / "out", score=SCORE)
     assert capsys.readouterr().err == ""
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     predict([folder / "text.png"], segmenter, tmp_path / "out", score=SCORE)
     printed = capsys.readouterr()
-    assert printed.err.startswith("1 picture could not be read:")
+    assert printed.err.startswith("1 image could not be read:")
     # No table of nothing.
-    assert printed.out.startswith("0 of 1 picture in ")
+    assert printed.out.startswith("0 of 1 image in ")
 
 
 def test_exit_code_of_the_command(folder: Path, tmp_path: Path, segmenter: Segmenter) -> None:
     segmenter.save(tmp_path / "model")
     arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--quiet", "--device", "cpu"]
     assert run(["predict", str(folder / "a.png"), *arguments]) == 0
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     assert run(["predict", str(folder), *arguments]) == 1
     assert run(["predict", str(folder / "absent.png"), *arguments]) == 2
     assert run(["predict", str(folder), *arguments, "--score", "7"]) == 2
@@ -268,7 +268,7 @@ def test_a_table_of_objects_for_one_picture(
     for row in found.to_rows():
         assert f"{row['score']:.2f}" in printed
         assert f"{row['area']:,}" in printed
-    assert "1 of 1 picture in" in printed
+    assert "1 of 1 image in" in printed
 
 
 def test_a_table_of_pictures_is_capped_and_totalled(
@@ -281,7 +281,7 @@ def test_a_table_of_pictures_is_capped_and_totalled(
     assert "29.png" in printed
     assert "30.png" not in printed
     assert "... and 3 more" in printed
-    assert "33 pictures" in printed
+    assert "33 images" in printed
     assert f" {summary.objects} " in printed
 
 
@@ -381,4 +381,4 @@ def test_very_large_pictures_get_no_masks_and_that_is_said(
     monkeypatch.setattr(sys.modules["sotr.prediction.predict"], "MAX_PIXELS", 64 * 48)
     predict([tmp_path / "in"], segmenter, tmp_path / "out", score=SCORE, masks=True)
     assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["small"]
-    assert "no masks of 1 picture of more than" in capsys.readouterr().out
+    assert "no masks of 1 image of more than" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Shares of many pictures: none lost, none done twice, whatever happens to the processes."""
+"""Shares of many images: none lost, none done twice, whatever happens to the processes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def save_picture(path: Path, seed: int) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eleven pictures."""
+    """Eleven images."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for seed in range(11):
@@ -49,7 +49,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def test_shares_make_up_the_whole(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, listed = tmp_path / "out", tmp_path / "list.txt"
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is no image")
     pictures = [*sorted(folder.iterdir()), folder / "absent.png"]
     listed.write_text("".join(f"{path}\n" for path in pictures))
     summaries = [
@@ -76,7 +76,7 @@ def test_shares_make_up_the_whole(folder: Path, tmp_path: Path, capsys: pytest.C
         assert (line["height"], line["width"]) == (12, 16)
         assert line["objects"] == found.to_json()["objects"]
     printed = capsys.readouterr()
-    assert "shard 1 of 3: 4 of 4 pictures in " in printed.out
+    assert "shard 1 of 3: 4 of 4 images in " in printed.out
     assert "per second" in printed.out
     assert "time: the network " in printed.out
     assert json.loads((out / "shards" / "run.json").read_text())["categories"][1] == {"id": 17, "name": "green"}
@@ -84,7 +84,7 @@ def test_shares_make_up_the_whole(folder: Path, tmp_path: Path, capsys: pytest.C
     before = contents(out)
     again = predict([listed], Blobs(), out, score=0.0, shard=1, shards=3, chunk_size=2)
     assert (again.pictures, again.failures) == (0, [])
-    assert "0 of 0 pictures (4 before)" in capsys.readouterr().out
+    assert "0 of 0 images (4 before)" in capsys.readouterr().out
     assert contents(out) == before
 
 
@@ -106,8 +106,8 @@ def test_a_killed_process_loses_and_repeats_nothing(folder: Path, tmp_path: Path
     code = (
         "import sys, time; from sotr.prediction import predict; from tests.prediction.blobs import Blobs\n"
         "class Slow(Blobs):\n"
-        "    def predict(self, pictures, **settings):\n"
-        "        time.sleep(0.2 * len(pictures)); return super().predict(pictures, **settings)\n"
+        "    def predict(self, images, **settings):\n"
+        "        time.sleep(0.2 * len(images)); return super().predict(images, **settings)\n"
         "predict([sys.argv[1]], Slow(), sys.argv[2], score=0.0, shards=1, chunk_size=4, quiet=True)"
     )
     process = subprocess.Popen(
@@ -159,7 +159,7 @@ def test_results_of_something_else_are_not_mixed_in(folder: Path, tmp_path: Path
     with pytest.raises(SOTRError, match="holds a run with other model"):
         predict([folder], retrained, out, shards=1, quiet=True)
     save_picture(folder / "11.png", 11)
-    with pytest.raises(SOTRError, match="holds a run with other pictures"):
+    with pytest.raises(SOTRError, match="holds a run with other images"):
         predict([folder], Blobs(), out, shards=1, quiet=True)
     assert contents(out) == before
 

@@ -29,7 +29,7 @@ SIZE = (120, 160)
 
 
 def scene(number: int) -> NDArray[np.uint8]:
-    """A red and a green disc that cross the picture towards each other, and a blue one that comes in the middle."""
+    """A red and a green disc that cross the image towards each other, and a blue one that comes in the middle."""
     image = np.full((*SIZE, 3), 12, np.uint8)
     cv2.circle(image, (20 + 5 * number, 30), 12, (220, 30, 30), -1)
     cv2.circle(image, (140 - 5 * number, 60), 14, (30, 220, 30), -1)

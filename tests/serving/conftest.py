@@ -72,7 +72,7 @@ def nuclei() -> sotr.Segmenter:
 
 @pytest.fixture(scope="session")
 def sample() -> bytes:
-    """The server's own sample picture, 384 x 512."""
+    """The server's own sample image, 384 x 512."""
     return to_png(draw_sample())
 
 

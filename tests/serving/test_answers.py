@@ -42,7 +42,7 @@ def test_polygons_rasterise_to_the_mask(masks_IHW: np.ndarray) -> None:
 @settings(deadline=None)
 @given(some_masks)
 def test_png_masks_are_the_box_of_the_mask(masks_IHW: np.ndarray) -> None:
-    masks_IHW[:, 0, 0] = True  # an empty picture is no PNG
+    masks_IHW[:, 0, 0] = True  # an empty image is no PNG
     answer = json.loads(to_json(instances_of(masks_IHW), {"model": "m"}, "png"))
     Prediction.model_validate(answer)
     for found, mask_HW in zip(answer["objects"], masks_IHW, strict=True):

@@ -70,7 +70,7 @@ def test_overlay(server: Server, sample: bytes, expected: Instances) -> None:
 
 
 def test_many_at_once_get_their_own_answers(server: Server, nuclei: sotr.Segmenter, sample: bytes) -> None:
-    """Pictures of two padded sizes, in one server's batches, each as if it were alone."""
+    """Images of two padded sizes, in one server's batches, each as if it were alone."""
     whole = np.asarray(Image.open(io.BytesIO(sample)))
     pictures = [whole, whole[:, ::-1], whole[::-1], whole[:256, :256], whole[100:356, 200:456]]
     files = []

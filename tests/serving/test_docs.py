@@ -51,7 +51,7 @@ def test_curl_runs(server: Server, sample: bytes, tmp_path: Path, monkeypatch: p
         assert answer.returncode == 0, answer.stderr
         answers = [] if "-o" in words else json.loads(answer.stdout).get("results", [json.loads(answer.stdout)])
         assert all(each["objects"] for each in answers)
-    assert Image.open("overlay.png").size == (1024, 768)  # small pictures are drawn on at twice their size
+    assert Image.open("overlay.png").size == (1024, 768)  # small images are drawn on at twice their size
     assert np.asarray(Image.open("labels.png")).max() > 20
 
 

@@ -209,7 +209,7 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
     alert = page.page.get_by_role("alert")
     page.choose("notes.txt", b"not a picture", "text/plain")
     page.wait_for(
-        "#problem-text", "“notes.txt” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again."
+        "#problem-text", "“notes.txt” cannot be read as an image. Save it as PNG, JPEG or TIFF and try again."
     )
     assert alert.is_visible()
     assert page.text("#count") == count
@@ -247,7 +247,7 @@ def test_errors_are_said_in_plain_words_and_leave_the_result(page: Page, server:
 def test_pictures_that_browsers_do_not_show_are_dropped_and_pasted(
     page: Page, sample: bytes, expected: Instances
 ) -> None:
-    """A 16-bit TIFF, whose picture comes from the server; and a file by drop and by the clipboard."""
+    """A 16-bit TIFF, whose image comes from the server; and a file by drop and by the clipboard."""
     grey = np.asarray(Image.open(io.BytesIO(sample)).convert("L")).astype(np.uint16) * 16
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, "TIFF")
@@ -336,7 +336,7 @@ def test_every_state_is_accessible_and_fits_the_window(
     assert page.page.evaluate(fits)
     held: list[playwright.Route] = []
     page.page.route("**/predict*", lambda route: held.append(route))
-    for _ in range(2):  # the first picture, and one while another is shown
+    for _ in range(2):  # the first image, and one while another is shown
         page.choose("cells.png", sample, "image/png")
         page.page.wait_for_selector("#busy:not([hidden])")
         assert axe(page) == []
@@ -385,7 +385,7 @@ def test_several_pictures_are_looked_at_in_turn(page: Page, sample: bytes, expec
     page.choose_all({"a.png": sample, "notes.txt": b"no picture", "b.png": turned.getvalue(), "c.tif": tiff.getvalue()})
     page.page.wait_for_selector("#panel:not([hidden])")
     assert page.text("#about").startswith("a.png")  # while the others are looked at
-    page.wait_for("#strip-state", "3 of 4 pictures, 1 cannot be used")
+    page.wait_for("#strip-state", "3 of 4 images, 1 cannot be used")
     assert page.predictions() == 5
     frames = page.page.locator("#frames button")
     count = int((expected.scores_I >= 0.3).sum())
@@ -411,13 +411,13 @@ def test_a_strip_can_be_stopped(page: Page, sample: bytes) -> None:
     held: list[playwright.Route] = []
     page.page.route("**/predict*", lambda route: held.append(route))
     page.choose_all({f"{number}.png": sample for number in range(30)})
-    page.wait_for("#problem-text", "24 pictures at a time: 6 were left out.")
+    page.wait_for("#problem-text", "24 images at a time: 6 were left out.")
     while not held:
         page.page.wait_for_timeout(20)
     held.pop().continue_()
     page.page.wait_for_selector("#panel:not([hidden])")
     page.page.get_by_role("button", name="Stop").click()
-    page.wait_for("#strip-state", "1 of 24 pictures")
+    page.wait_for("#strip-state", "1 of 24 images")
     assert page.page.locator("#frames button:enabled").count() == 1
 
 
@@ -520,7 +520,7 @@ def test_the_picture_is_enlarged_and_moved_and_objects_stay_where_they_are(page:
     page.page.locator("#view").focus()
     page.page.keyboard.press("0")
     assert page.text("#zoom-fit") == "100 %"
-    for look in ("Outlines", "Picture alone", "Filled"):
+    for look in ("Outlines", "Image alone", "Filled"):
         page.page.get_by_role("radio", name=look).check()
     rows = page.page.locator("#objects [role=option]")
     assert rows.nth(0).inner_text().split()[:2] == ["0", "nucleus"]

@@ -75,7 +75,7 @@ def test_objects_come_back_exactly(labels_HW: NDArray[np.int64], tile: int, over
 
 
 Bar = tuple[int, int, float, int]
-"""First and last column (half-open) in the picture, score and class of an object 20 pixels high."""
+"""First and last column (half-open) in the image, score and class of an object 20 pixels high."""
 
 
 def bars(width: int, overlap: float, *tiles: list[Bar]) -> list[tuple[int, int, float]]:
@@ -99,7 +99,7 @@ def test_a_fragment_beside_its_object_goes_where_another_tile_shows_a_part_of_ei
     assert bars(180, 0.2, [fragment, whole], []) == [(60, 95, 0.6)]
     # Of another class it is another thing.
     assert len(bars(180, 0.2, [whole, (60, 78, 0.33, 1)], [cut])) == 2
-    # Neighbours that overlap by less than half are two.
+    # Neighbors that overlap by less than half are two.
     assert bars(180, 0.2, [(30, 62, 0.4, 0), whole], [cut]) == [(60, 95, 0.6), (30, 62, 0.4)]
 
 

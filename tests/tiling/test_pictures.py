@@ -23,7 +23,7 @@ def test_jpeg_in_tiff(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", smooth, tile=(16, 16), photometric="rgb", compression="jpeg")
     with open_picture(tmp_path / "a.tif") as picture:
         assert isinstance(picture, TiffImage)
-        # Tiles at the picture's end are filled up with black, which shows in what is near it.
+        # Tiles at the image's end are filled up with black, which shows in what is near it.
         difference = picture.read(5, 6, 48, 32).astype(int) - smooth[6:32, 5:48]
         assert np.abs(difference).max() < 12
 

@@ -1,4 +1,4 @@
-"""Whole pictures in tiles, through the bundled network: as good as small pictures one by one."""
+"""Whole images in tiles, through the bundled network: as good as small images one by one."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from sotr.tiling.columns import place
 
 
 def cells(seed: int, side: int, count: int) -> tuple[NDArray[np.uint8], Instances]:
-    """A picture of bright, blurred ellipses on dark ground, none cut by its border, and their true masks."""
+    """An image of bright, blurred ellipses on dark ground, none cut by its border, and their true masks."""
     rng = np.random.default_rng(seed)
     scale = side / 250
     labels = np.zeros((side, side), np.uint8)
@@ -44,7 +44,7 @@ def cells(seed: int, side: int, count: int) -> tuple[NDArray[np.uint8], Instance
 
 
 def mosaic(pictures: list[tuple[NDArray[np.uint8], Instances]], per_row: int) -> tuple[NDArray[np.uint8], Instances]:
-    """Pictures of one size side by side, and their objects."""
+    """Images of one size side by side, and their objects."""
     side = pictures[0][1].image_size[0]
     rows = [pictures[start : start + per_row] for start in range(0, len(pictures), per_row)]
     whole = np.concatenate([np.concatenate([picture for picture, _ in row], 1) for row in rows])
@@ -81,7 +81,7 @@ def test_tiles_are_as_good_as_small_pictures() -> None:
     assert (together > 0.5).mean() >= (alone > 0.5).mean() - 0.01
     assert together.mean() > alone.mean() - 0.01
     assert repetitions(found) == 0
-    # A tile that holds the whole picture changes nothing.
+    # A tile that holds the whole image changes nothing.
     picture = pictures[0][0]
     assert model.predict([picture], tile=250)[0].rles == model.predict(picture).rles
 
@@ -132,10 +132,10 @@ def test_a_mosaic_of_6000_by_6000(tmp_path: Path) -> None:
     )
     together = matches(found, truth)
     twice = (sum(map(repetitions, alone)), repetitions(found))
-    print(f"small pictures: recall {(apart > 0.5).mean():.4f}, mean IoU {apart.mean():.4f}, {twice[0]} repetitions")
+    print(f"small images: recall {(apart > 0.5).mean():.4f}, mean IoU {apart.mean():.4f}, {twice[0]} repetitions")
     print(f"mosaic: recall {(together > 0.5).mean():.4f}, mean IoU {together.mean():.4f}, {twice[1]} repetitions")
     print(f"{sum(map(len, alone))} and {len(found)} objects of {len(truth)}; peak memory {peaks[1]:.0f} MiB")
-    print(f"peak memory with one small picture instead: {peaks[0]:.0f} MiB")
+    print(f"peak memory with one small image instead: {peaks[0]:.0f} MiB")
     assert abs((together > 0.5).mean() - (apart > 0.5).mean()) < 0.01
     assert abs(together.mean() - apart.mean()) < 0.01
     assert twice[1] <= twice[0]

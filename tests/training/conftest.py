@@ -57,7 +57,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def one_picture() -> Iterator[None]:
-    """A validation in this process shows one picture: to draw and compress four takes longer than all else in it."""
+    """A validation in this process shows one image: to draw and compress four takes longer than all else in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sotr.training.validation.SHOWN_PICTURES", 1)
         yield

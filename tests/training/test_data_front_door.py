@@ -24,7 +24,7 @@ from sotr.training.work import Work
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures so full of small shapes that a preset's input would be too small for them."""
+    """Images so full of small shapes that a preset's input would be too small for them."""
     folder = tmp_path_factory.mktemp("crowded") / "data"
     return write_synthetic(folder, 3, 1, height=512, width=512, min_objects=200, max_objects=200, quiet=True)
 
@@ -125,7 +125,7 @@ def test_wrong_arguments_are_refused_before_pictures_are_opened(
     crowded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
 ) -> None:
     def opened(*_: Any) -> None:
-        pytest.fail("pictures were opened")
+        pytest.fail("images were opened")
 
     monkeypatch.setattr(sys.modules["sotr.training.train"], "verify", opened)
     with pytest.raises(SOTRError, match=message):

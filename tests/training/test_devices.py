@@ -34,7 +34,7 @@ from sotr.training.work import TrainingInterrupted
 from tests.training.conftest import CONFIG, PROCESSES
 
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
-# of each process's own pictures, so they are left alone.
+# of each process's own images, so they are left alone.
 RECIPE = {
     "optimizer": "sgd",
     "momentum": 0.0,
@@ -129,7 +129,7 @@ def test_two_batches_of_two_give_the_gradients_of_one_of_four(
     shutil.copytree(coco_folder, data)
     content = json.loads((data / "train.json").read_text())
     seed = 0
-    if empty_rank:  # the pictures of the first process have no objects
+    if empty_rank:  # the images of the first process have no objects
         order = [index for _, index in EpochSampler(8, seed, batch_size=4)]
         empty = {content["images"][index]["id"] for index in order[:2]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
@@ -156,7 +156,7 @@ def test_two_batches_of_two_give_the_gradients_of_one_of_four(
 
 
 def test_two_processes_validate_like_one(coco_folder: Path, tmp_path: Path) -> None:
-    """With a network that takes the whole picture for an object of some class, and pictures where that is true."""
+    """With a network that takes the whole image for an object of some class, and images where that is true."""
     data = tmp_path / "data"
     shutil.copytree(coco_folder, data)
     for split in ("train", "val"):
@@ -273,7 +273,7 @@ def test_settings_that_several_devices_cannot_follow() -> None:
 def test_weights_shared_out_to_two_processes_train_validate_and_are_saved_whole(
     coco_folder: Path, tmp_path: Path
 ) -> None:
-    """Stopped and continued, with a norm of gradients and an optimiser's state of which each process has a part."""
+    """Stopped and continued, with a norm of gradients and an optimizer's state of which each process has a part."""
     changes = {"iterations": 4, "momentum": 0.9, "clip_norm": 0.5}
     settings = settings_of(tmp_path, coco_folder, **changes)
     train_in_two_processes(settings | {"out": str(tmp_path / "shared")}, _stopping_rank)

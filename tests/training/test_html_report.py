@@ -28,7 +28,7 @@ RUN: dict[str, Any] = {
 
 
 class _Page(HTMLParser):
-    """Collects what would be fetched, the pictures, and the tags that are open at the end."""
+    """Collects what would be fetched, the images, and the tags that are open at the end."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def test_a_card_without_validation_says_so() -> None:
         "versions": {"sotr": "0.1.0"},
     }
     card = model_card(run, None, 3723.4, 1)
-    assert "there were no validation pictures" in card
+    assert "there were no validation images" in card
     assert "1:02:03 (h:mm:ss)" in card
 
 

@@ -242,7 +242,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(
             SOTRError, match=r"the gradient of the loss became (nan|inf) in step 4 with train_"
         ) as caught:
             train(**settings, out=str(tmp_path / "run"))
-    assert "check these pictures" in str(caught.value)
+    assert "check these images" in str(caught.value)
     assert modules[0].has_finite_weights()
     replayed = train(replay=str(tmp_path / "run" / "failed-step"), device="cpu", quiet=True)
     assert isinstance(replayed, ReplayedStep)
@@ -302,7 +302,7 @@ def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(work, "write_report", write_report)
         with pytest.raises(
-            SOTRError, match=rf"pictures died \(.*worker.*\); .* sotr train --out {run} --finish$"
+            SOTRError, match=rf"images died \(.*worker.*\); .* sotr train --out {run} --finish$"
         ) as caught:
             train(**settings | {"epochs": 1, "workers": 1}, out=str(run))
     assert "\n" not in str(caught.value)

@@ -108,7 +108,7 @@ def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd:
     assert [name for name in files if name.endswith(".tmp")] == []
     assert any(name.startswith("logs/tensorboard/events.out.tfevents") for name in files)
     overlays = sorted(out.glob("validation/*.png"))
-    assert len(overlays) == 4  # all of the validation pictures, for there are fewer than eight
+    assert len(overlays) == 4  # all of the validation images, for there are fewer than eight
     for path in (*overlays, out / "curves.png"):
         assert np.asarray(Image.open(path)).std() > 10  # not blank
 
@@ -182,7 +182,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert losses(resumed.run) == losses(whole.run)
     assert resumed.metrics == whole.metrics
     expected, got = checkpoint(whole.run), checkpoint(resumed.run)
-    # Averaged weights, current weights, optimiser and schedule.
+    # Averaged weights, current weights, optimizer and schedule.
     for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step"):
         assert_same(got[key], expected[key])
     assert got["callbacks"]["RunKeeper"]["position"] == expected["callbacks"]["RunKeeper"]["position"] == [2, 0]

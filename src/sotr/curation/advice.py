@@ -44,7 +44,7 @@ LEAST_BATCH = 4
 """Images below which a batch is not made smaller for the sake of steps."""
 
 MEMORY = 0.7
-"""Share of the memory that a batch may take; the rest is for the network, its optimiser and the loaders."""
+"""Share of the memory that a batch may take; the rest is for the network, its optimizer and the loaders."""
 
 BESIDES = 0.25
 """What training needs beside the layers' outputs, as a share of them, which autograd alone about keeps."""

@@ -21,7 +21,7 @@ from sotr.errors import SOTRError
 from sotr.masks import run_lengths as rle
 
 SAME_OBJECT = 0.9
-"""Two objects of an image whose masks overlap by this IoU are one object labelled twice."""
+"""Two objects of an image whose masks overlap by this IoU are one object labeled twice."""
 
 AREA_OFF = 0.1
 """An area is wrong if it differs from the mask's by this share, and by 16 pixels; polygons are not exact."""
@@ -89,12 +89,12 @@ def check_split(split: str, data: CocoDataset, pictures: Pictures, flaws: Sequen
     found += _duplicate_objects(split, data)
     found += _class_findings(split, data, objects)
     for kind, pairs in (
-        ("identical pictures", copies := identical_pairs(pictures.digests_N)),
-        ("similar pictures", _without(similar_pairs(pictures.thumbnails_NP), copies)),
+        ("identical images", copies := identical_pairs(pictures.digests_N)),
+        ("similar images", _without(similar_pairs(pictures.thumbnails_NP), copies)),
     ):
         for first, second in pairs.tolist():
             names = data.file_names[first], data.file_names[second]
-            like = "is a copy of" if kind == "identical pictures" else "looks like"
+            like = "is a copy of" if kind == "identical images" else "looks like"
             message = f"{data.path(second)} {like} {names[0]}; keep one of them"
             found.append(Finding(kind, message, split, names[1], int(data.image_ids[second])))
     return CheckedSplit(data, pictures, objects, found)
@@ -204,7 +204,7 @@ def _picture_findings(split: str, data: CocoDataset, pictures: Pictures) -> list
         found.append(Finding("file name", message, split, data.file_names[i], int(data.image_ids[i])))
     for i in np.flatnonzero(per_picture == 0).tolist():
         message = f"{data.path(i)} has no annotations; fine if there is nothing to see, else label it"
-        found.append(Finding("empty picture", message, split, data.file_names[i], int(data.image_ids[i])))
+        found.append(Finding("empty image", message, split, data.file_names[i], int(data.image_ids[i])))
     return found
 
 
@@ -243,7 +243,7 @@ def _pixels(data: CocoDataset) -> NDArray[np.int64]:
 
 
 def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
-    """Objects of an image that are labelled twice, perhaps as different classes; crowds aside."""
+    """Objects of an image that are labeled twice, perhaps as different classes; crowds aside."""
     pictures = np.repeat(np.arange(len(data)), np.diff(data.offsets))
     rows = np.flatnonzero((data.boxes[:, 2] > 0) & ~data.iscrowd)
     boxes = np.asarray(data.boxes)[rows]
@@ -268,7 +268,7 @@ def _duplicate_objects(split: str, data: CocoDataset) -> list[Finding]:
             as_what = f"as {classes[0]}" if classes[0] == classes[1] else f"as {classes[0]} and as {classes[1]}"
             message = (
                 f"{data.json_path}: annotations {ids[0]} and {ids[1]} in {data.file_names[picture]} are one object, "
-                f"labelled {as_what}; keep one"
+                f"labeled {as_what}; keep one"
             )
             image_id = int(data.image_ids[picture])
             found.append(Finding("duplicate object", message, split, data.file_names[picture], image_id, ids[1]))

@@ -26,7 +26,7 @@ class Objects:
     pictures_A: NDArray[np.int64]
     boxes_A4: NDArray[np.int64]
     centers_A2: NDArray[np.float64]
-    """Centres of mass, (x, y)."""
+    """Centers of mass, (x, y)."""
     sizes_N2: NDArray[np.int64]
     """Height and width of every image of the data set, with objects or without."""
 

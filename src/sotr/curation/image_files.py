@@ -26,10 +26,10 @@ SIDE = 16
 """Pixels per side of a thumbnail."""
 
 SIMILAR = 1.5
-"""Thumbnails that differ by no more grey levels than this, on average, are of the same image."""
+"""Thumbnails that differ by no more gray levels than this, on average, are of the same image."""
 
 FLAT = 4
-"""Thumbnails of less contrast than this, as a standard deviation of grey levels, are like nothing."""
+"""Thumbnails of less contrast than this, as a standard deviation of gray levels, are like nothing."""
 
 ALONE_UP_TO = 32
 """So many images are opened before other processes would have been started."""
@@ -47,7 +47,7 @@ class Pictures:
     digests_N: NDArray[np.uint64]
     """Of the file's bytes; 0 where there is none."""
     thumbnails_NP: NDArray[np.uint8]
-    """`SIDE` x `SIDE` grey pixels, row by row."""
+    """`SIDE` x `SIDE` gray pixels, row by row."""
     errors: Sequence[str]
     """Why a file cannot be decoded; empty where it can."""
 

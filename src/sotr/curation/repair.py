@@ -33,9 +33,9 @@ UNREADABLE = ("file", "categories", "category", "no images")
 
 REPAIRED = frozenset(
     {
-        *("entry", "missing", "unreadable", "size", "duplicate picture", "duplicate id", "unknown picture"),
+        *("entry", "missing", "unreadable", "size", "duplicate image", "duplicate id", "unknown image"),
         *("unknown category", "no mask", "polygon", "rle", "far outside", "iscrowd", "empty mask", "outside", "area"),
-        *("duplicate object", "crowd polygon", "identical pictures", "shared between splits", "file name"),
+        *("duplicate object", "crowd polygon", "identical images", "shared between splits", "file name"),
     }
 )
 """Kinds of findings that are repaired."""
@@ -166,7 +166,7 @@ class _Repair:
             if name in self.pictures.get("size", ()):
                 real_h, real_w = load_image(self.images_dir / name).shape[:2]
                 if (real_h, real_w) == (width, height) and _is_turned(self.images_dir / name):
-                    # Recorded and labelled as stored: the copy is stored upright in that sense.
+                    # Recorded and labeled as stored: the copy is stored upright in that sense.
                     _without_rotation(self.images_dir / name, target)
                     self._say("image", entry, f"EXIF rotation removed, so that it is {width} x {height} as recorded")
                 elif (real_h, real_w) == (width, height) and _all_fit(segmentations[image_id], (real_h, real_w)):
@@ -212,9 +212,9 @@ class _Repair:
             read_image(entry, 0, self.json_path)
         except Flaw:
             return "its entry is damaged"
-        for kind in ("missing", "unreadable", "identical pictures"):
+        for kind in ("missing", "unreadable", "identical images"):
             if name in self.pictures.get(kind, ()):
-                return "it is a copy of another" if kind == "identical pictures" else kind
+                return "it is a copy of another" if kind == "identical images" else kind
         if name in self.pictures.get("shared between splits", ()):
             return "it is a training image, too"
         return None
@@ -247,7 +247,7 @@ class _Repair:
             self._say("annotation", entry, f"its id occurs twice; now {free}")
             entry["id"] = free
         elif own_id in self.annotations.get("duplicate object", ()):
-            self._say("annotation", entry, "left out: the object is labelled twice")
+            self._say("annotation", entry, "left out: the object is labeled twice")
             return None
         if entry.get("iscrowd", 0) not in (0, 1):
             crowd = int(isinstance(entry.get("segmentation"), dict))  # COCO writes crowds as RLE, objects as polygons

@@ -34,7 +34,7 @@ def show_data(
     images: str | None = None,
     quiet: bool = False,
 ) -> Path:
-    """Draw images of a data set with their labelled objects on one contact sheet.
+    """Draw images of a data set with their labeled objects on one contact sheet.
 
     Args:
         data: Folder of the data set, in any of the layouts that `sotr train` takes.

@@ -71,7 +71,7 @@ class EvalBatch:
     """B preprocessed images."""
 
     images_B3HW: Tensor
-    """float32, normalised, padded with zeros at the bottom and the right to multiples of 32."""
+    """float32, normalized, padded with zeros at the bottom and the right to multiples of 32."""
     image_ids: list[int]
     file_names: list[str]
     """As in the annotation file, relative to the folder of the images."""

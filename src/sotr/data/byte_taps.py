@@ -2,7 +2,7 @@
 
 PyTorch, and torchvision with it, rounds the weights of the resampling to 16 bits on processors with AVX2. The same
 rounding elsewhere makes the same bytes, so that an exported model, and one on a GPU, sees exactly what PyTorch's sees.
-(Pillow, with weights of 32 bits, differs by a grey level in about a pixel of a thousand, which moves scores by some
+(Pillow, with weights of 32 bits, differs by a gray level in about a pixel of a thousand, which moves scores by some
 0.0005. So does PyTorch on other processors.)
 """
 

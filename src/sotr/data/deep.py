@@ -49,7 +49,7 @@ def _pnm(image: ImageFile.ImageFile, source: Path | bytes) -> tuple[NDArray[Any]
     content = _bytes(source)
     if image.mode not in ("I", "RGB") or content[:2] not in (b"P2", b"P3", b"P5", b"P6"):
         return None
-    if codec == "raw":  # Pillow keeps grey of 16 bits as it is
+    if codec == "raw":  # Pillow keeps gray of 16 bits as it is
         return None
     if not isinstance(most, int) or most <= 255:
         return None

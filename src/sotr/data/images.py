@@ -64,11 +64,11 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, choice: Cho
 
     - The EXIF or TIFF orientation is applied. Of an animation the first image is taken.
     - Of a TIFF file with several channels or planes `choice` says which is meant.
-    - Grey, palette, bilevel, CMYK and YCbCr become RGB. Transparency is dropped, not composited: the colors are those
+    - Gray, palette, bilevel, CMYK and YCbCr become RGB. Transparency is dropped, not composited: the colors are those
       stored under the alpha channel. Premultiplied colors are divided by alpha.
-    - Whole numbers of more than 8 bits, grey or color, in a file or an array, are scaled from the smallest of 0..255,
+    - Whole numbers of more than 8 bits, gray or color, in a file or an array, are scaled from the smallest of 0..255,
       0..511, 0..1023 and so on to 0..65535 that holds the largest value of the image, because cameras store fewer
-      bits unscaled in 16-bit files. Files that declare 10 or 14 bits are scaled from that range. Grey TIFF files of
+      bits unscaled in 16-bit files. Files that declare 10 or 14 bits are scaled from that range. Gray TIFF files of
       which 0 is white are inverted before that.
     - Whole numbers beyond 0..65535 and floating point are scaled from the least to the largest finite value.
       Non-finite pixels become 0, and so does a flat image.
@@ -328,7 +328,7 @@ def _decode(image: Image.Image, name: str, choice: Choice, source: str | Path | 
 
 
 def _values(image: Image.Image, source: str | Path | bytes | None, name: str = "") -> tuple[NDArray[Any], int | None]:
-    """Upright grey or RGB values, of 8 bits where they need no more, and the largest that the file allows."""
+    """Upright gray or RGB values, of 8 bits where they need no more, and the largest that the file allows."""
     name = name or str(source)
     if image.format == "EPS":  # Pillow would hand it to Ghostscript, an interpreter of programs
         raise SOTRError(f"{name}: is PostScript, which is run rather than read; {_REMEDY}")

@@ -187,7 +187,7 @@ class _Reader:
         for what, value, known in (("id", image_id, self.position), ("file_name", name, self.known_names)):
             if value in known:
                 raise Flaw(
-                    "duplicate picture",
+                    "duplicate image",
                     f"{self.json_path}: image {what} {value!r} occurs twice; list each image once",
                 )
         self.position[image_id] = len(self.file_names)
@@ -210,7 +210,7 @@ class _Reader:
             if image_id in self.flawed_images:
                 return
             raise Flaw(
-                "unknown picture",
+                "unknown image",
                 f"{where} belongs to image {image_id}, which is not among the images; add it or drop both",
             )
         crowd = entry.get("iscrowd") or 0  # some tools write null

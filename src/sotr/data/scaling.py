@@ -1,4 +1,4 @@
-"""How values of more than 8 bits become 8 bits: one rule for grey and color, files and arrays, wholes and parts."""
+"""How values of more than 8 bits become 8 bits: one rule for gray and color, files and arrays, wholes and parts."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -30,7 +30,7 @@ class Stack:
     axes: tuple[tuple[str, int], ...]
     """Letter and length of each axis whose positions are pages, the last one varying fastest: C are channels."""
     samples: int
-    """Channels that are kept in one page; 1 where it is grey or a color image."""
+    """Channels that are kept in one page; 1 where it is gray or a color image."""
     color: bool
     """Whether a page is a color image."""
     names: tuple[str, ...]

@@ -198,7 +198,7 @@ class TiffImage:
         if extra < 0 or (extra and colors == 1 and not (extra == 1 and kinds and kinds[0] in (0, 1, 2))):
             raise SOTRError(
                 f"{name}: has {self._samples} channels, and nothing says which are red, green and blue; "
-                "save it as RGB, or one grey image for each channel"
+                "save it as RGB, or one gray image for each channel"
             )
         self._colors = 1 if self._sample is not None else colors
         self._premultiplied = bool(extra and kinds and kinds[0] == _PREMULTIPLIED)
@@ -312,7 +312,7 @@ class TiffImage:
         return np.asarray(part[0, :height, :width])
 
     def _values(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """Grey (rows x columns) or color (rows x columns x 3 or 4) values without alpha and other channels."""
+        """Gray (rows x columns) or color (rows x columns x 3 or 4) values without alpha and other channels."""
         if self._sample is not None:
             return stored[..., self._sample]
         values = stored[..., : self._colors]
@@ -348,7 +348,7 @@ class TiffImage:
         return np.repeat(grey[..., None], 3, axis=2) if grey.ndim == 2 else grey
 
     def _scaled(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Grey or RGB values in 0..255."""
+        """Gray or RGB values in 0..255."""
         white_is_zero = self._photometric == _WHITE_IS_ZERO and self._sample is None
         if (ends := self._ends) is not None:
             grey = stretched(values, ends)

@@ -25,14 +25,14 @@ STD = (0.229, 0.224, 0.225)
 
 
 def preprocess(image_HW3: NDArray[np.uint8], image_size: int, max_image_size: int) -> Tensor:
-    """A loaded RGB image as normalised network input, float32 3 x h x w (see `resized_size`); not padded."""
+    """A loaded RGB image as normalized network input, float32 3 x h x w (see `resized_size`); not padded."""
     size = resized_size(image_HW3.shape[0], image_HW3.shape[1], image_size, max_image_size)
     return _normalize(_unit_range(_resize(_channels_first(image_HW3), size)))
 
 
 def pad_batch(images: Sequence[Tensor], divisor: int = 32) -> Tensor:
     """Stack 3 x h x w tensors as B x 3 x H x W, padded at the bottom and the right to the largest height and width and
-    on to multiples of `divisor`. The padding is zero after normalisation, that is the mean color.
+    on to multiples of `divisor`. The padding is zero after normalization, that is the mean color.
 
     Raises:
         SOTRError: for no images.
@@ -108,7 +108,7 @@ class Augmented:
     """A training image and its objects in the pixels of the network input."""
 
     image_3hw: Tensor
-    """float32, normalised; with a crop, padded to the full square."""
+    """float32, normalized; with a crop, padded to the full square."""
     size: tuple[int, int]
     """(h, w) of the part of `image_3hw` that is image, not padding."""
     targets: Targets
@@ -202,7 +202,7 @@ def _recolor(image_3hw: Tensor, augmentation: Augmentation, rng: np.random.Gener
         hue = 0.1 * augmentation.color * rng.uniform(-1, 1)
         image_3hw = tvf.adjust_brightness(image_3hw, brightness)
         image_3hw = tvf.adjust_contrast(image_3hw, contrast)
-        # Saturation and hue leave grey images as they are, and hue is by far the most expensive of the four.
+        # Saturation and hue leave gray images as they are, and hue is by far the most expensive of the four.
         if not _is_grey(image_3hw):
             image_3hw = tvf.adjust_hue(tvf.adjust_saturation(image_3hw, saturation), hue)
     if augmentation.greyscale and rng.random() < augmentation.greyscale:

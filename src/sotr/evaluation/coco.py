@@ -29,7 +29,7 @@ class Metrics:
 
     `AP` is averaged over IoU 0.50, 0.55 .. 0.95 and the classes; `AP50` and `AP75` hold one IoU; `S`, `M`, `L` are
     objects below 32^2, up to 96^2 and above 96^2 pixels. `AR` is the recall, averaged alike, with at most `max_dets`
-    detections per picture. `per_class` is in the order of the category ids.
+    detections per image. `per_class` is in the order of the category ids.
     """
 
     AP: float | None
@@ -82,12 +82,12 @@ def coco_metrics(
             polygons or RLE, optionally area and iscrowd) and `categories` (id, name).
         results: COCO results: image_id, category_id, segmentation (RLE) and score. Detections of a category that the
             truth does not have are left out.
-        max_dets: detections counted per picture and class, best first; COCO's own is 100.
-        image_ids: measure these pictures only; default all of the truth.
+        max_dets: detections counted per image and class, best first; COCO's own is 100.
+        image_ids: measure these images only; default all of the truth.
         iou_type: overlap of "segm" (masks) or "bbox" (boxes around the masks).
 
     Raises:
-        SOTRError: `max_dets` below 1, or a detection in a picture that the truth does not have.
+        SOTRError: `max_dets` below 1, or a detection in an image that the truth does not have.
     """
     found = _accumulated(truth, results, max_dets, image_ids, iou_type)
     evaluation, names, counts = found.evaluation, found.names, found.objects_of
@@ -171,14 +171,14 @@ def _accumulated(
     if image_ids is not None:
         wanted = {int(image_id) for image_id in image_ids}
         if missing := sorted(wanted - sizes.keys()):
-            raise SOTRError(f"picture {missing[0]} to be measured is not in the truth's images")
+            raise SOTRError(f"image {missing[0]} to be measured is not in the truth's images")
         sizes = {image_id: size for image_id, size in sizes.items() if image_id in wanted}
-    # Lean copies: the evaluation writes into what it is given, and pictures and categories hold more than it needs.
+    # Lean copies: the evaluation writes into what it is given, and images and categories hold more than it needs.
     images = [{"id": image_id, "height": h, "width": w} for image_id, (h, w) in sizes.items()]
     names = {int(category["id"]): str(category["name"]) for category in truth["categories"]}
     categories = [{"id": category_id, "name": name} for category_id, name in names.items()]
     if not images or not categories:
-        raise SOTRError("nothing to measure: the truth has no pictures or no categories")
+        raise SOTRError("nothing to measure: the truth has no images or no categories")
 
     true_objects = _true_objects(truth["annotations"], sizes)
     detections = _detections(results, sizes, known_images, names.keys())
@@ -200,7 +200,7 @@ def _accumulated(
 
 
 def _true_objects(annotations: Iterable[Mapping[str, Any]], sizes: Mapping[int, list[int]]) -> list[dict[str, Any]]:
-    """Copies of the annotations of the pictures measured, with RLE, a mask's box, and ids from 1."""
+    """Copies of the annotations of the images measured, with RLE, a mask's box, and ids from 1."""
     objects: list[dict[str, Any]] = []
     for annotation in annotations:
         size = sizes.get(int(annotation["image_id"]))
@@ -234,14 +234,14 @@ def _detections(
     for result in results:
         image_id, category_id = int(result["image_id"]), int(result["category_id"])
         if image_id not in known_images:
-            raise SOTRError(f"a detection belongs to picture {image_id}, which is not in the truth's images")
+            raise SOTRError(f"a detection belongs to image {image_id}, which is not in the truth's images")
         if image_id not in sizes or category_id not in category_ids:
             continue
         rle = result["segmentation"]
         if list(rle["size"]) != sizes[image_id]:
             raise SOTRError(
-                f"a detection's mask in picture {image_id} has size {list(rle['size'])}, "
-                f"the picture {sizes[image_id]} (height, width)"
+                f"a detection's mask in image {image_id} has size {list(rle['size'])}, "
+                f"the image {sizes[image_id]} (height, width)"
             )
         detections.append(
             {

@@ -1,4 +1,4 @@
-"""Which class is taken for which, and how well each picture is segmented: objects matched one to one by their masks."""
+"""Which class is taken for which, and how well each image is segmented: objects matched one to one by their masks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Confusion:
     """(M + 1, M + 1): objects of true class t found as class f; the last row are detections of nothing, the last column
     objects that were not found."""
     quality_N: NDArray[np.float64]
-    """Panoptic quality of each picture in 0..1: the sum of the IoUs of objects found with their class, divided by the
+    """Panoptic quality of each image in 0..1: the sum of the IoUs of objects found with their class, divided by the
     mean number of true and detected objects; 1 where there is nothing to find and nothing found."""
     score: float
     """Detections below this were left out."""
@@ -34,8 +34,8 @@ def confusion(data: CocoDataset, results: Sequence[Mapping[str, Any]], score: fl
     Crowds are not to be found; what lies mostly on one is left out.
 
     Args:
-        data: pictures and their objects.
-        results: COCO results on these pictures, with the data set's category ids.
+        data: images and their objects.
+        results: COCO results on these images, with the data set's category ids.
         score: detections below it are left out.
     """
     classes = len(data.class_names)

@@ -57,20 +57,20 @@ def evaluate(
     The model's classes are matched to the data set's by name; order and ids may differ. Areas are those of the masks.
 
     Args:
-        data: folder with COCO annotations and pictures, in any of the layouts of `sotr train`.
+        data: folder with COCO annotations and images, in any of the layouts of `sotr train`.
         model: a bundled model, a model or run folder, a hub id, or a file that `sotr export` wrote (in Python also a
             loaded model, which stays on its device).
         split: which part of the data to measure on: val, train or test.
         max_objects: detections per image that are made and counted; COCO's own is 100, crowded images need more.
             COCO's name for it, max_dets, is taken too.
-        batch_size: pictures that go through the network together.
+        batch_size: images that go through the network together.
         device: auto, cpu, cuda, cuda:1 or mps.
         json: print one JSON object on standard output instead of tables.
         quiet: print no progress and no tables.
         train_json: annotation file of split train, where `data` has another layout.
         val_json: annotation file of split val, where `data` has another layout.
-        images: folder of the pictures, where `data` has another layout.
-        workers: processes that load pictures; 0 loads them in this one.
+        images: folder of the images, where `data` has another layout.
+        workers: processes that load images; 0 loads them in this one.
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
         engine: auto takes the quickest way that proves equal to plain PyTorch, such as OpenVINO on CPUs if it is
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
@@ -87,7 +87,7 @@ def evaluate(
 
     Raises:
         SOTRError: the data or the model cannot be used, they have no class in common, or a process that loads
-            pictures died.
+            images died.
     """
     if split not in ("val", "train", "test"):
         raise SOTRError(f"there is no split {split!r}; choose val, train or test")
@@ -105,7 +105,7 @@ def evaluate(
         found = find_data(data, train_json=train_json, val_json=val_json, images=images, only=only, unlabeled=unlabeled)
         dataset = found.val if split == "val" else found.train
     if dataset is None or not len(dataset):
-        raise SOTRError(f"{data} has no pictures to measure on in its {split} split; name them with --{split}-json")
+        raise SOTRError(f"{data} has no images to measure on in its {split} split; name them with --{split}-json")
     segmenter = model if isinstance(model, Predictor) else load(model, device, precision, engine)
 
     if decode is not None:
@@ -115,7 +115,7 @@ def evaluate(
     if absent := sorted(set(dataset.class_names) - set(segmenter.class_names)):
         messages.print(f"the model does not know, and so scores 0 on: {escape(', '.join(absent))}")
     if not isinstance(segmenter, Segmenter) and max_objects > (most := segmenter.decode_options.max_objects):
-        messages.print(f"the file was exported for {most} objects per picture, so it gives no more than that")
+        messages.print(f"the file was exported for {most} objects per image, so it gives no more than that")
 
     started = time.perf_counter()
     with progress_bar("evaluating", len(dataset), messages) as advance:
@@ -133,7 +133,7 @@ def evaluate(
             if (reason := died(error)) is None:
                 raise
             raise SOTRError(
-                f"a process that loads pictures died ({reason}); look at the machine's free memory, use fewer --workers"
+                f"a process that loads images died ({reason}); look at the machine's free memory, use fewer --workers"
             ) from None
     seconds = time.perf_counter() - started
     if results is not None:
@@ -196,14 +196,14 @@ def detect(
     on_pictures: Callable[[int], object] = lambda count: None,
     pictures: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO results of a model on pictures of a data set.
+    """COCO results of a model on images of a data set.
 
     Args:
         category_ids: of each of the model's classes, as `match_classes` gives them; detections of `UNKNOWN_CLASS`
             are left out.
-        max_dets: objects per picture.
-        on_pictures: told the number of pictures of each batch when it is done.
-        pictures: positions of the pictures in the data set; default all.
+        max_dets: objects per image.
+        on_pictures: told the number of images of each batch when it is done.
+        pictures: positions of the images in the data set; default all.
     """
     results: list[dict[str, Any]] = []
     batches = (
@@ -282,7 +282,7 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 def _show(metrics: Metrics, console: Console, title: str, seconds: float) -> None:
     """Tables of the metrics."""
     speed = metrics.images / seconds if seconds else 0.0
-    summary = f"{escape(title)}: {metrics.images} pictures, {metrics.objects} objects, {speed:.2f} pictures/s"
+    summary = f"{escape(title)}: {metrics.images} images, {metrics.objects} objects, {speed:.2f} pictures/s"
     console.print(summary, soft_wrap=True)
     table = Table(title="mask metrics", title_justify="left")
     table.add_column("", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Pictures of what happens inside a model."""
+"""Images of what happens inside a model."""
 
 from sotr.explanation.explain import Explanation, explain
 

@@ -18,7 +18,7 @@ from sotr.released.network import ReleasedLayer
 
 @torch.no_grad()
 def attention_inputs(network: SOTR, images_13HW: Tensor, level: int) -> list[Tensor]:
-    """What the attention of each transformer layer is given for one level of one picture.
+    """What the attention of each transformer layer is given for one level of one image.
 
     Args:
         level: 0 for P2 to 4 for P6.

@@ -1,4 +1,4 @@
-"""`sotr explain`: mask features, class scores of the grids and attention, as pictures."""
+"""`sotr explain`: mask features, class scores of the grids and attention, as images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from sotr.results.panels import panel_sheet
 LEVELS = (2, 3, 4, 5, 6)
 
 CHANNELS_SHOWN = 11
-"""Mask-feature channels that are shown unasked; with the picture they fill three rows of four."""
+"""Mask-feature channels that are shown unasked; with the image they fill three rows of four."""
 
 LAYERS_SHOWN = 5
-"""Transformer layers whose attention is shown, evenly spread; with the picture they fill two rows of three."""
+"""Transformer layers whose attention is shown, evenly spread; with the image they fill two rows of three."""
 
 PANEL = 420
 """Shortest edge of a panel in pixels."""
@@ -63,8 +63,8 @@ def explain(
 ) -> Explanation:
     """Draw what happens inside a model: mask features, class scores of the grids, attention of a cell.
 
-    Written are OUT/NAME.mask-features.png, channels of the unified mask feature beside the picture (Figure 4 of the
-    paper); OUT/NAME.class-scores.png, the best class score of each cell of each level, over the picture and under its
+    Written are OUT/NAME.mask-features.png, channels of the unified mask feature beside the image (Figure 4 of the
+    paper); OUT/NAME.class-scores.png, the best class score of each cell of each level, over the image and under its
     grid; and OUT/NAME.attention.png, how much each cell of a level counts for one of its cells, layer by layer: for
     twin attention the column and the row attention composed, averaged over heads. OUT/NAME.numbers.npz has the same as
     numbers: `mask_features` (E, h, w); `class_scores.P2` to `class_scores.P6` (N, N, M); `cell`, the level, row and
@@ -75,7 +75,7 @@ def explain(
         picture: file to look at.
         model: a bundled model, a model or training run folder, a hub id, or (in Python) a loaded model, which stays
             on its device.
-        out: folder for the pictures; files of the same name are replaced.
+        out: folder for the images; files of the same name are replaced.
         level: of the cell whose attention is drawn, 2 to 6; default: where the best cell is.
         row: of that cell in its level's grid, from 0 at the top; default: the best cell's.
         column: of that cell, from 0 at the left; default: the best cell's.
@@ -85,7 +85,7 @@ def explain(
         quiet: print nothing.
 
     Raises:
-        SOTRError: the picture or the model cannot be used, or there is no such level, cell or channel.
+        SOTRError: the image or the model cannot be used, or there is no such level, cell or channel.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -181,7 +181,7 @@ def _folded(weights: Tensor, columns: int) -> Floats:
 
 
 class _View(NamedTuple):
-    """How the network's padded input becomes a panel: enlarged or shrunk, then cropped to the picture."""
+    """How the network's padded input becomes a panel: enlarged or shrunk, then cropped to the image."""
 
     picture_hw3: Pixels
     padded_size: tuple[int, int]
@@ -204,13 +204,13 @@ class _View(NamedTuple):
         return np.asarray(stretched[: self.picture_hw3.shape[0], : self.picture_hw3.shape[1]], np.float32)
 
     def heat(self, map_NN: Floats, opacity: float = 0.85) -> Pixels:
-        """The picture in grey with a map of values in 0..1 over it, cell by cell, and the cells' grid."""
+        """The image in gray with a map of values in 0..1 over it, cell by cell, and the cells' grid."""
         values = self.stretch(map_NN, cv2.INTER_NEAREST)[..., None]
         grey = cv2.cvtColor(self.picture_hw3, cv2.COLOR_RGB2GRAY).astype(np.float32)
         dark, bright = np.percentile(grey, (1, 99.5))
-        grey = ((grey - dark) / max(bright - dark, 1)).clip(0, 1)[..., None] ** 0.7 * 255  # dark pictures are seen, too
+        grey = ((grey - dark) / max(bright - dark, 1)).clip(0, 1)[..., None] ** 0.7 * 255  # dark images are seen, too
         colors = _colors(values[..., 0], cv2.COLORMAP_INFERNO).astype(np.float32)
-        # What is low stays picture, so that one sees where one is.
+        # What is low stays image, so that one sees where one is.
         share = opacity * np.clip(values, 0, 1) ** 0.6
         canvas = np.asarray(grey * 0.7 * (1 - share) + colors * share, np.float32)
         rows, columns = map_NN.shape
@@ -250,7 +250,7 @@ def _mask_features(view: _View, features_Ehw: Tensor, channels: Sequence[int] | 
 
 
 def choose_channels(features_Ehw: Tensor, count: int) -> list[int]:
-    """Channels that vary much over the picture and resemble those chosen before them little."""
+    """Channels that vary much over the image and resemble those chosen before them little."""
     flat = features_Ehw.flatten(1)
     deviation_E = flat.std(1)
     unit = (flat - flat.mean(1, keepdim=True)) / (deviation_E[:, None] * flat.shape[1] ** 0.5).clamp(min=1e-9)

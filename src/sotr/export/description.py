@@ -20,8 +20,8 @@ INPUT = "images"
 multiples of 32."""
 
 OBJECT_OUTPUTS = ("scores", "labels", "mask_logits", "count")
-"""Scores B x I, best first, and class positions B x I; mask logits B x I x H/4 x W/4; objects of each picture, B: what
-comes after the first `count` objects of a picture is padding."""
+"""Scores B x I, best first, and class positions B x I; mask logits B x I x H/4 x W/4; objects of each image, B: what
+comes after the first `count` objects of an image is padding."""
 
 RAW_OUTPUTS = ("class_logits", "kernels", "mask_features")
 """The dense predictions B x K x M, B x K x D and B x E x H/4 x W/4, before any decision."""
@@ -39,7 +39,7 @@ class ExportDescription:
     category_ids: tuple[int, ...]
     """Original id of each class."""
     image_size: int
-    """Shortest edge, in pixels, to which pictures are resized: bilinear, with antialiasing."""
+    """Shortest edge, in pixels, to which images are resized: bilinear, with antialiasing."""
     max_image_size: int
     """Cap of the longest edge, in pixels, after that."""
     mean: tuple[float, ...]
@@ -49,7 +49,7 @@ class ExportDescription:
     decode_options: DecodeOptions
     """What the decoding inside the file was made with; what is left to do outside needs some of it, too."""
     intensity_percentiles: tuple[float, ...] = ()
-    """Two percentiles of a picture's values that become black and white before it is resized, or none."""
+    """Two percentiles of an image's values that become black and white before it is resized, or none."""
     domain: Domain | None = None
     """How the model's training images look."""
 

@@ -14,7 +14,7 @@ from sotr.network import SOTR, DensePredictions
 
 
 class BatchedObjects(NamedTuple):
-    """Objects of B pictures, best first; those of a picture after its first `count` are padding."""
+    """Objects of B images, best first; those of an image after its first `count` are padding."""
 
     scores_BI: Tensor
     labels_BI: Tensor
@@ -23,10 +23,10 @@ class BatchedObjects(NamedTuple):
 
 
 class SegmentationGraph(nn.Module):
-    """Pictures -> objects, with the steps of `sotr.decoding.decode` for a whole batch at once.
+    """Images -> objects, with the steps of `sotr.decoding.decode` for a whole batch at once.
 
-    Where `decode` drops what it no longer needs, picture by picture, this sets its score to zero: a score of zero sorts
-    last, so it can suppress no object, and is below every threshold. What all pictures of the batch can do without is
+    Where `decode` drops what it no longer needs, image by image, this sets its score to zero: a score of zero sorts
+    last, so it can suppress no object, and is below every threshold. What all images of the batch can do without is
     cut off: of `max_candidates` sorted scores few are over the threshold, and masks are made of these only.
     """
 
@@ -91,7 +91,7 @@ class SegmentationGraph(nn.Module):
 
 
 def _most(wanted_BI: Tensor, least: int) -> int:
-    """The largest number of wanted ones among the pictures, at least `least`: a number that depends on the data."""
+    """The largest number of wanted ones among the images, at least `least`: a number that depends on the data."""
     # Not int(...): for the tracer this is a symbol.
     most = cast(int, wanted_BI.sum(1).amax(0).clamp(min=least).item())
     torch._check(most >= least)
@@ -100,10 +100,10 @@ def _most(wanted_BI: Tensor, least: int) -> int:
 
 
 def _take(values: Tensor, index_BI: Tensor) -> Tensor:
-    """Of each picture the rows, along dimension 1, that `index_BI` names."""
+    """Of each image the rows, along dimension 1, that `index_BI` names."""
     pictures, rows = values.shape[:2]
     first_B1 = rows * torch.arange(pictures, device=values.device)[:, None]
-    # Whole rows of all pictures: an index per row, where `gather` would want one per element.
+    # Whole rows of all images: an index per row, where `gather` would want one per element.
     return values.flatten(0, 1)[index_BI + first_B1]
 
 

@@ -16,7 +16,7 @@ from sotr.export.description import INPUT
 from sotr.export.runtime import ExportedSegmenter, pad_batch
 
 MOST_PICTURES = 64
-"""Pictures that are looked at to learn the range of each feature; of more, evenly spaced ones."""
+"""Images that are looked at to learn the range of each feature; of more, evenly spaced ones."""
 
 
 def quantized(onnx_file: bytes, pictures: Sequence[Path]) -> bytes:
@@ -26,7 +26,7 @@ def quantized(onnx_file: bytes, pictures: Sequence[Path]) -> bytes:
     gives it, so these should be such as the model is meant for.
 
     Raises:
-        SOTRError: a picture cannot be read.
+        SOTRError: an image cannot be read.
     """
     chosen = pictures[:: -(-len(pictures) // MOST_PICTURES)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""What is left to do with an exported model's masks: bring them to the picture's own size. NumPy only.
+"""What is left to do with an exported model's masks: bring them to the image's own size. NumPy only.
 
-The same arithmetic as `sotr.decoding` does with PyTorch: bilinear to the padded input, cut to the picture, bilinear to
+The same arithmetic as `sotr.decoding` does with PyTorch: bilinear to the padded input, cut to the image, bilinear to
 its original size. Both steps are linear along each axis, so that they are one small matrix per axis; and where a mask
 is far below its threshold nothing is computed.
 """
@@ -24,8 +24,8 @@ def full_size_rles(
 
     Args:
         padded_size: (H, W) of the network's input.
-        image_size: (h, w) of the part of it that is picture.
-        original_size: (H, W) of the picture itself, the size of the results.
+        image_size: (h, w) of the part of it that is image.
+        original_size: (H, W) of the image itself, the size of the results.
     """
     level = options.threshold_logit
     if options.upsample == "probabilities":
@@ -58,7 +58,7 @@ class _Axis:
 
 
 def _interpolation(old: int, new: int) -> NDArray[np.float64]:
-    """The matrix (new, old) of linear interpolation between the centres of pixels."""
+    """The matrix (new, old) of linear interpolation between the centers of pixels."""
     place = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, None)
     low = np.minimum(place.astype(np.int64), old - 1)
     high = np.minimum(low + 1, old - 1)

@@ -1,4 +1,4 @@
-"""Bilinear resizing with antialiasing, as PyTorch does it for pictures of bytes. NumPy only."""
+"""Bilinear resizing with antialiasing, as PyTorch does it for images of bytes. NumPy only."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from sotr.data.byte_taps import byte_taps
 
 
 def resize(image_HW3: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """An RGB picture at another size, uint8 height x width x 3."""
+    """An RGB image at another size, uint8 height x width x 3."""
     # Rows first become shorter, then fewer; each step rounds to bytes.
     shorter = _resample(image_HW3.transpose(1, 0, 2), width).transpose(1, 0, 2)
     return _resample(shorter, height)

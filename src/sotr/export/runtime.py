@@ -26,12 +26,12 @@ Graph = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
 
 
 class Prepared(NamedTuple):
-    """A picture as the network takes it; made by `ExportedSegmenter.prepare`."""
+    """An image as the network takes it; made by `ExportedSegmenter.prepare`."""
 
     input_3hw: NDArray[np.float32]
-    """Resized and normalised, not padded."""
+    """Resized and normalized, not padded."""
     original_size: tuple[int, int]
-    """(H, W) of the upright picture in pixels, the size of its results."""
+    """(H, W) of the upright image in pixels, the size of its results."""
 
 
 class ExportedSegmenter(Predictor[Prepared]):

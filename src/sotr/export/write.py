@@ -49,8 +49,8 @@ def export(
         out: file to write; by default the model's name with the format's ending, here.
         raw: without decoding: outputs are the dense predictions of the network.
         score: objects below this score, 0..1, do not leave the file; by default what the model was saved with.
-        max_objects: at most so many objects leave the file per picture; by default what the model was saved with.
-        int8: pictures such as the model is meant for, a folder, glob or file: compute convolutions in 8 bits, with
+        max_objects: at most so many objects leave the file per image; by default what the model was saved with.
+        int8: images such as the model is meant for, a folder, glob or file: compute convolutions in 8 bits, with
             ranges learned from these; only in the format onnx. Quicker on CPUs, a little less accurate.
         quiet: print nothing.
 

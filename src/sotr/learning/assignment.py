@@ -20,11 +20,11 @@ class Assignment:
     labels_BK: Tensor
     """int64 class index of each cell, M where the cell is background."""
     cells_P: Tensor
-    """int64 index k of each positive cell within its picture; pictures one after the other."""
+    """int64 index k of each positive cell within its image; images one after the other."""
     objects_P: Tensor
-    """int64 index of the cell's object within its picture."""
+    """int64 index of the cell's object within its image."""
     counts: tuple[int, ...]
-    """Masks of each picture that are learned; they sum to P. Host numbers, so that splitting P needs no device sync."""
+    """Masks of each image that are learned; they sum to P. Host numbers, so that splitting P needs no device sync."""
     positives: int
     """Cells with a class. It is P but in the released variant, where a cell may learn the masks of several objects."""
 
@@ -33,13 +33,13 @@ def assign(targets: Sequence[Targets], config: SOTRConfig, padded_size: tuple[in
     """Assign objects to cells.
 
     An object belongs to each level whose scale range holds the square root of its box area. There it takes the cells
-    that the central part of its box (`config.center_fraction`, centred on the mask's centre of mass) touches, at most
-    3 x 3 around the centre's own. Where several objects claim a cell, the one with the smallest box wins, for class
+    that the central part of its box (`config.center_fraction`, centered on the mask's center of mass) touches, at most
+    3 x 3 around the center's own. Where several objects claim a cell, the one with the smallest box wins, for class
     and kernel alike. In the released variant the last one gives the cell its class, while its mask is compared with
     those of all claimants.
 
     Args:
-        targets: the pictures of a batch.
+        targets: the images of a batch.
         padded_size: (H, W) of the network input.
     """
     labels = torch.full((len(targets), config.num_cells), config.num_classes, dtype=torch.int64)
@@ -66,7 +66,7 @@ def claims(boxes_I4: Tensor, centers_I2: Tensor, padded_sizes: Tensor, config: S
 
     Args:
         boxes_I4, centers_I2: as in `Targets`.
-        padded_sizes: (H, W) of the network input: one for all objects, or I x 2 if they are of several pictures.
+        padded_sizes: (H, W) of the network input: one for all objects, or I x 2 if they are of several images.
     """
     boxes, centers = boxes_I4.double(), centers_I2.double()
     if config.variant == "released":

@@ -144,7 +144,7 @@ def _phases(masks_Ihw: Tensor, scale: int) -> Tensor:
 
 
 def _weights(scale: int) -> list[tuple[int, float]]:
-    """Of each phase the neighbour, -1 before or +1 after, from which bilinear upsampling takes, and its share."""
+    """Of each phase the neighbor, -1 before or +1 after, from which bilinear upsampling takes, and its share."""
     offsets = [(phase + 0.5) / scale - 0.5 for phase in range(scale)]
     return [(-1 if offset < 0 else 1, abs(offset)) for offset in offsets]
 

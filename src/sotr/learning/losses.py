@@ -54,14 +54,14 @@ def sotr_losses(
     options: LossOptions,
     normalisers: Normalisers | None = None,
 ) -> dict[str, Tensor]:
-    """The two weighted losses; their sum is what training minimises.
+    """The two weighted losses; their sum is what training minimizes.
 
-    Both are finite and connected to every output of the network even if no picture has an object. No value is read
+    Both are finite and connected to every output of the network even if no image has an object. No value is read
     back from the device.
 
     Args:
-        predictions: of a batch of B pictures.
-        targets: the B pictures' objects, masks at stride `options.mask_stride`.
+        predictions: of a batch of B images.
+        targets: the B images' objects, masks at stride `options.mask_stride`.
         assignment: of `targets`, on the device of the predictions.
         normalisers: instead of the batch's own positive cells + 1 and masks (at least 1).
 
@@ -95,7 +95,7 @@ def _dice_of_cells(
 ) -> Tensor:
     """The summed Dice losses of the positive cells."""
     total = predictions.kernels_BKD.new_zeros((), dtype=torch.float32)
-    # Indexing pictures one by one would make, and add up, a gradient of the whole batch for each of them.
+    # Indexing images one by one would make, and add up, a gradient of the whole batch for each of them.
     kernels_KD, features_Ehw = predictions.kernels_BKD.unbind(), predictions.mask_features_BEhw.unbind()
     cells = assignment.cells_P.split(assignment.counts)
     objects = assignment.objects_P.split(assignment.counts)

@@ -26,7 +26,7 @@ def dice_sum_of_points(
     masks_In = masks_Ihw.flatten(1).gather(1, pixels_In).float() / 255
     squares_I = (weights_In * masks_In.square()).sum(1)
     height, width = masks_Ihw.shape[1:]
-    # Pixel centres in the -1..1 of `grid_sample`, which reads there just what upsampling would put there.
+    # Pixel centers in the -1..1 of `grid_sample`, which reads there just what upsampling would put there.
     places_In2 = torch.stack([(pixels_In % width + 0.5) / width, (pixels_In // width + 0.5) / height], 2) * 2 - 1
 
     def compare(kernels: Tensor, features: Tensor, objects: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _draw_of_some(masks_Ihw: Tensor, points: int) -> tuple[Tensor, Tensor]:
     chance_IL = torch.full_like(covered, (1 - NEAR_OUTLINE - INSIDE) / covered[0].numel()).flatten(1)
     for region, share in ((near.flatten(1), NEAR_OUTLINE), (inside.flatten(1), INSIDE)):
         chance_IL += region * (share / region.sum(1, keepdim=True).clamp(min=1))
-    chance_IL /= chance_IL.sum(1, keepdim=True)  # an object that fills the picture has no outline in it
+    chance_IL /= chance_IL.sum(1, keepdim=True)  # an object that fills the image has no outline in it
     # One point in each n-th of the probability: a stratified sample, which varies far less than free draws.
     steps_n = torch.arange(points, device=covered.device)
     wanted_In = (steps_n + torch.rand(len(covered), points, device=covered.device)) / points

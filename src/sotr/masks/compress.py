@@ -1,4 +1,4 @@
-"""Compressed COCO RLE strings of masks, made by NumPy of the parts of the picture where the masks may have pixels."""
+"""Compressed COCO RLE strings of masks, made by NumPy of the parts of the image where the masks may have pixels."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple

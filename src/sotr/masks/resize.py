@@ -1,4 +1,4 @@
-"""Masks from the features' resolution to the picture's own, in one step."""
+"""Masks from the features' resolution to the image's own, in one step."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Taps(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """A part of the picture for each of some masks, all of one size.
+    """A part of the image for each of some masks, all of one size.
 
     Attributes:
         masks_I: which masks, rising.
@@ -50,17 +50,17 @@ class Windows(NamedTuple):
 def to_picture(
     maps_Ihw: Tensor, padded_size: Size, image_size: Size, original_size: Size, windows: Windows | None = None
 ) -> Tensor:
-    """Resize maps to the network's input, cut off its padding, and resize what is left to the picture.
+    """Resize maps to the network's input, cut off its padding, and resize what is left to the image.
 
-    Both resizes are bilinear between pixel centres and so linear along each axis: along each they are one sum of two or
+    Both resizes are bilinear between pixel centers and so linear along each axis: along each they are one sum of two or
     three terms, and the maps of the input's size are never made. Equal to the two steps to float32 rounding.
 
     Args:
         maps_Ihw: mask logits or probabilities, float32.
         padded_size: of the network's input.
-        image_size: of the part of it that is picture, at its top left.
-        original_size: of the picture's file.
-        windows: the masks and the parts of the picture that are wanted, on the host; by default all of each.
+        image_size: of the part of it that is image, at its top left.
+        original_size: of the image's file.
+        windows: the masks and the parts of the image that are wanted, on the host; by default all of each.
 
     Returns:
         (I, W, H) of the original size, or of the windows': column by column, as masks are compressed.
@@ -118,12 +118,12 @@ def _cut(taps: Taps, starts_I: Ints, length: int, offsets_I: Ints) -> Taps:
 
 @lru_cache(maxsize=64)
 def taps_of(features: int, padded: int, image: int, original: int, device: torch.device) -> Taps:
-    """Along one axis, for these sizes; kept, for the next picture is often of the same."""
+    """Along one axis, for these sizes; kept, for the next image is often of the same."""
     outer_L2, outer_shares_L2 = _bilinear(image, original)
     inner_S2, inner_shares_S2 = _bilinear(features, padded)
     places = inner_S2[outer_L2].reshape(original, 4)
     shares = (outer_shares_L2[:, :, None] * inner_shares_S2[outer_L2]).reshape(original, 4)
-    # Two neighbours of the input lie between three neighbours of the features at most.
+    # Two neighbors of the input lie between three neighbors of the features at most.
     first = places.min(1, keepdims=True)
     shares_L3 = np.zeros((original, 3))
     np.add.at(shares_L3, (np.arange(original)[:, None], places - first), shares)

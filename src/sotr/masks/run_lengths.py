@@ -1,6 +1,6 @@
 """COCO run-length encodings as arrays of runs: made and checked in bulk, and rasterised only where a crop needs them.
 
-faster-coco-eval decodes whole pictures, one plane per object: hundreds of megabytes for a picture of several hundred
+faster-coco-eval decodes whole images, one plane per object: hundreds of megabytes for an image of several hundred
 objects, most of them zeros. Training needs a small patch per object, so it cuts the runs instead. It encodes pixel by
 pixel, too; NumPy finds the few places where a mask begins or ends several times as fast.
 
@@ -26,7 +26,7 @@ RUNS_AT_ONCE = 100_000
 
 @dataclass(frozen=True)
 class Runs:
-    """Foreground runs of I masks; the pixels of a picture are numbered down its columns.
+    """Foreground runs of I masks; the pixels of an image are numbered down its columns.
 
     `starts` and `ends` (half-open) hold all objects' runs one after another; object i owns `offsets[i]:offsets[i + 1]`.
     """
@@ -35,7 +35,7 @@ class Runs:
     ends: Ints
     offsets: Ints
     heights_I: Ints
-    """Height of each mask's picture."""
+    """Height of each mask's image."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -118,7 +118,7 @@ def mask_runs(masks_IWH: NDArray[np.bool_]) -> Runs:
 
 
 def moved(runs: Runs, lefts_I: Ints, tops_I: Ints, height: int) -> Runs:
-    """The same masks in pictures of that height, each so far from its left and top.
+    """The same masks in images of that height, each so far from its left and top.
 
     No run may go on from one column to the next, unless columns stay as high as they are.
     """
@@ -227,7 +227,7 @@ def counts_to_runs(counts: Ints, offsets: Ints, heights_I: Ints) -> Runs:
 
 
 def runs_of(strings: Sequence[bytes], height: int) -> Runs:
-    """Foreground runs of compressed RLE strings that are known to be sound, of one picture of that height."""
+    """Foreground runs of compressed RLE strings that are known to be sound, of one image of that height."""
     text = np.frombuffer(b"".join(strings), np.uint8)
     lengths = np.fromiter(map(len, strings), np.int64, len(strings))
     return counts_to_runs(*decode_counts(text, lengths), np.full(len(strings), height, np.int64))
@@ -261,7 +261,7 @@ def boxes(runs: Runs) -> Ints:
 
 
 def centers(runs: Runs) -> NDArray[np.float64]:
-    """(x, y) of each mask's centre of mass, I x 2 in pixels, the first of which has its middle at one half; zeros for a
+    """(x, y) of each mask's center of mass, I x 2 in pixels, the first of which has its middle at one half; zeros for a
     mask without pixels."""
     heights = np.repeat(runs.heights_I, np.diff(runs.offsets))
     columns = _sum_of_columns(runs.ends, heights) - _sum_of_columns(runs.starts, heights)
@@ -275,7 +275,7 @@ def centers(runs: Runs) -> NDArray[np.float64]:
 
 
 def _sum_of_columns(places: Ints, heights: Ints) -> Ints:
-    """Sum of the columns of all pixels before a place, in pictures of these heights."""
+    """Sum of the columns of all pixels before a place, in images of these heights."""
     full, rest = np.divmod(places, heights)
     return heights * full * (full - 1) // 2 + rest * full
 
@@ -285,7 +285,7 @@ def patches(runs: Runs, parts_I4: Ints, budget: int = 2**24) -> Iterator[NDArray
 
     Args:
         runs: the masks.
-        parts_I4: the rectangle wanted of each mask, xyxy in pixels, half-open, inside the picture.
+        parts_I4: the rectangle wanted of each mask, xyxy in pixels, half-open, inside the image.
         budget: bytes that may be held at a time; only a single mask's columns may exceed it.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Where in the picture masks may have pixels. The rest, most of a large picture of small objects, need not be made."""
+"""Where in the image masks may have pixels. The rest, most of a large image of small objects, need not be made."""
 
 from collections.abc import Iterator
 
@@ -13,16 +13,16 @@ MARGIN = 1e-5
 """By how much of the level rounding may lift a resized pixel above those that it lies between, many times over."""
 
 WHOLE = 0.6
-"""Share of the picture from which on a mask gets all of it."""
+"""Share of the image from which on a mask gets all of it."""
 
 HEIGHT_STEP = 16
-"""Windows' heights are multiples of it or the picture's: for each that is new to a process a kernel is made."""
+"""Windows' heights are multiples of it or the image's: for each that is new to a process a kernel is made."""
 
 
 def windows_of(
     maps_Ihw: Tensor, level: float, padded_size: Size, image_size: Size, original_size: Size, *, pixels: int
 ) -> Iterator[Windows]:
-    """Some masks after others, all of them in the end, each with a part of the picture that holds all its pixels.
+    """Some masks after others, all of them in the end, each with a part of the image that holds all its pixels.
 
     Masks that come together have windows of one size, so masks of about one size are grouped. A window that is lower
     than the image has one empty row more than the mask needs, so that no run of it goes on in the next column.
@@ -43,7 +43,7 @@ def windows_of(
     # With the row to spare no window with pixels has lines of length 1 either, which are summed with another rounding.
     height_I = np.minimum((bottom_I - top_I + HEIGHT_STEP) // HEIGHT_STEP * HEIGHT_STEP, height)
     width_I = np.maximum(right_I - left_I, 1)
-    # All of the picture is quicker to make than a part, pixel for pixel.
+    # All of the image is quicker to make than a part, pixel for pixel.
     whole_I = height_I * width_I > WHOLE * height * width
     top_I, left_I = np.where(whole_I, 0, top_I), np.where(whole_I, 0, left_I)
     height_I, width_I = np.where(whole_I, height, height_I), np.where(whole_I, width, width_I)

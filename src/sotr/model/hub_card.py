@@ -28,7 +28,7 @@ def _describe(segmenter: "Segmenter") -> str:
     parameters = sum(tensor.numel() for tensor in segmenter.network.parameters()) / 1e6
     return f"""# {segmenter.name}
 
-Finds objects in pictures and draws the mask of each: {names}.
+Finds objects in images and draws the mask of each: {names}.
 
 ```python
 import sotr
@@ -41,8 +41,8 @@ Or `sotr predict picture.png --model ORGANISATION/NAME`.
 | | |
 |---|---|
 | network | SOTR ({config.variant} variant), {config.backbone}, depth {config.depth}, {parameters:.1f} M parameters |
-| pictures | shortest edge {config.image_size} px, longest at most {config.max_image_size} px |
-| objects | at most {options.max_objects} a picture, with scores over {options.score_threshold:g} |
+| images | shortest edge {config.image_size} px, longest at most {config.max_image_size} px |
+| objects | at most {options.max_objects} an image, with scores over {options.score_threshold:g} |
 
-Not stated: data, licence, accuracy and limits. Who publishes the model should add them here.
+Not stated: data, license, accuracy and limits. Who publishes the model should add them here.
 """

@@ -1,4 +1,4 @@
-"""What every model that segments pictures has in common, whatever runs it. Nothing here needs PyTorch."""
+"""What every model that segments images has in common, whatever runs it. Nothing here needs PyTorch."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ ENGINE_AFTER = 16
 
 
 class Predictor(ABC, Generic[Prepared]):
-    """A trained model, ready to segment pictures; `Prepared` is a picture as its network takes it.
+    """A trained model, ready to segment images; `Prepared` is an image as its network takes it.
 
     Attributes:
         class_names: M names.
@@ -49,12 +49,12 @@ class Predictor(ABC, Generic[Prepared]):
     @property
     @abstractmethod
     def edges(self) -> tuple[int, int]:
-        """Shortest edge to which pictures are resized, and cap of the longest, in pixels."""
+        """Shortest edge to which images are resized, and cap of the longest, in pixels."""
 
     @property
     @abstractmethod
     def intensity(self) -> IntensityRange | None:
-        """Which values of a picture become black and white; None leaves them as `load_image` gives them."""
+        """Which values of an image become black and white; None leaves them as `load_image` gives them."""
 
     def accelerate(self) -> None:
         """Make now what speeds up many predictions; exported models have nothing to make."""
@@ -213,7 +213,7 @@ class Predictor(ABC, Generic[Prepared]):
 
     @abstractmethod
     def prepare(self, picture: ImageSource, *, max_pixels: int = MAX_PIXELS, as_is: bool = False) -> Prepared:
-        """The first half of `predict`: load, resize and normalise a picture; safe in several threads.
+        """The first half of `predict`: load, resize and normalize an image; safe in several threads.
 
         Args:
             picture: as for `predict`.
@@ -221,14 +221,14 @@ class Predictor(ABC, Generic[Prepared]):
             as_is: whether its values have been brought to the model's `intensity` already.
 
         Raises:
-            SOTRError: the picture cannot be read or has more than `max_pixels` pixels.
+            SOTRError: the image cannot be read or has more than `max_pixels` pixels.
         """
 
     @abstractmethod
     def segment(
         self, batch: Sequence[Prepared], *, score: float | None = None, max_objects: int | None = None
     ) -> list[Instances]:
-        """The second half of `predict`: the objects of pictures that go through the network together.
+        """The second half of `predict`: the objects of images that go through the network together.
 
         Args:
             batch: at least one; see `predict`'s `batch_size` for what different sizes do.

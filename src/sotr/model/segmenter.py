@@ -52,12 +52,12 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Prepared(NamedTuple):
-    """A picture as the network takes it; made by `Segmenter.prepare`."""
+    """An image as the network takes it; made by `Segmenter.prepare`."""
 
     input_3hw: torch.Tensor
     """float32, resized and normalized, not padded; on the host."""
     original_size: tuple[int, int]
-    """(H, W) of the upright picture in pixels, the size of its results."""
+    """(H, W) of the upright image in pixels, the size of its results."""
 
 
 ENGINES = ("auto", "pytorch")
@@ -92,7 +92,7 @@ class _Quick:
 
 
 class Segmenter(Predictor[Prepared], ModelHubMixin):
-    """A network with all it takes to segment pictures. Get one from `sotr.load`.
+    """A network with all it takes to segment images. Get one from `sotr.load`.
 
     `push_to_hub("org/name")` publishes it; `sotr.load("org/name")` gets it back.
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def mask_logits(kernels_PD: Tensor, features_Ehw: Tensor) -> Tensor:
-    """Convolve one picture's mask features with each of P kernels.
+    """Convolve one image's mask features with each of P kernels.
 
     Args:
         kernels_PD: D = lambda^2 E parameters each, laid out as (E, lambda, lambda); lambda is 1 or 3.

@@ -28,7 +28,7 @@ class KernelHead(nn.Linear):
 
 
 class StaticKernels(nn.Module):
-    """Table 5's counterpart of the kernel head: each cell's convolution is learned once, whatever the picture."""
+    """Table 5's counterpart of the kernel head: each cell's convolution is learned once, whatever the image."""
 
     def __init__(self, num_cells: int, kernel_parameters: int) -> None:
         super().__init__()

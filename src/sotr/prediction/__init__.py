@@ -1,4 +1,4 @@
-"""Trained models at work: pictures and folders in, results on disk out."""
+"""Trained models at work: images and folders in, results on disk out."""
 
 from sotr.prediction.predict import PredictionSummary, predict
 

@@ -176,7 +176,7 @@ def result_files(
 
 
 def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an HW3 RGB or HW grey image."""
+    """Write an HW3 RGB or HW gray image."""
     with atomic_write(path) as file:
         Image.fromarray(image).save(file, format="PNG", compress_level=4)
 

@@ -1,4 +1,4 @@
-"""Pictures through a model: the next ones are read, and results written, while the network works."""
+"""Images through a model: the next ones are read, and results written, while the network works."""
 
 import math
 import os
@@ -40,7 +40,7 @@ PENDING_WRITES = 2
 
 @dataclass(frozen=True)
 class Segmentation:
-    """How pictures are segmented; see `sotr.predict` for what the settings mean."""
+    """How images are segmented; see `sotr.predict` for what the settings mean."""
 
     model: Predictor
     score: float
@@ -75,7 +75,7 @@ class Segmentation:
         self._predict([])
 
     def of_images(self, images: Sequence[NDArray[np.uint8]], as_is: bool = False) -> list[Instances]:
-        """The objects of HW3 uint8 RGB pictures.
+        """The objects of HW3 uint8 RGB images.
 
         Args:
             as_is: whether their values are what the model's `intensity` makes of them.
@@ -89,7 +89,7 @@ class Segmentation:
         return found
 
     def of_picture(self, picture: TilePicture, progress: Callable[[float], None] | None = None) -> Instances:
-        """The objects of one picture in tiles; see `segment_tiles` for `progress`."""
+        """The objects of one image in tiles; see `segment_tiles` for `progress`."""
         assert self.tile is not None
         found = segment_tiles(
             partial(self._predict, as_is=True),
@@ -115,7 +115,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Segmented:
-    """One picture of a stream."""
+    """One image of a stream."""
 
     picked: Picked
     image: NDArray[np.uint8] | None
@@ -147,21 +147,21 @@ class Waits:
 
     def __str__(self) -> str:
         total = max(self.reading + self.network + self.writing, 1e-9)
-        parts = {"the network": self.network, "reading pictures": self.reading, "writing results": self.writing}
+        parts = {"the network": self.network, "reading images": self.reading, "writing results": self.writing}
         return ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in parts.items())
 
 
 def segment_files(
     segmentation: Segmentation, images: Iterable[Picked], waits: Waits, progress: Callable[[float], None], draw: bool
 ) -> Iterator[Segmented]:
-    """Segment picture files in order; memory holds a few pictures, whatever their number.
+    """Segment image files in order; memory holds a few images, whatever their number.
 
     Args:
         segmentation: model and settings.
         images: the files, and what to take of them.
         waits: is added to.
-        progress: called with the pictures, or parts of one, that were done since the last call.
-        draw: whether the pictures themselves are wanted.
+        progress: called with the images, or parts of one, that were done since the last call.
+        draw: whether the images themselves are wanted.
     """
     with DecodingPool(READERS) as decoders:
         if segmentation.tile is None:
@@ -232,7 +232,7 @@ def _in_tiles(
 def _read_ahead(
     images: Iterable[Picked], ahead: int, decoders: DecodingPool, segmentation: Segmentation
 ) -> Iterator[Segmented]:
-    """The pictures in order, without objects; up to `ahead` of them are read before they are asked for."""
+    """The images in order, without objects; up to `ahead` of them are read before they are asked for."""
     waiting: deque[Future[Segmented]] = deque()
     rest = iter(images)
     with ThreadPoolExecutor(READERS) as readers:

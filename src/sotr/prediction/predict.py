@@ -1,4 +1,4 @@
-"""The `predict` command: pictures, folders, globs and videos in; overlays, COCO JSON and tables out."""
+"""The `predict` command: images, folders, globs and videos in; overlays, COCO JSON and tables out."""
 
 import math
 import time
@@ -68,11 +68,11 @@ class PredictionSummary:
     """What `predict` did."""
 
     pictures: int
-    """Pictures, and frames of videos, that were segmented."""
+    """Images, and frames of videos, that were segmented."""
     objects: int
     """Objects found in them."""
     failures: list[tuple[str, str]]
-    """(file, reason) of each picture or video that could not be read."""
+    """(file, reason) of each image or video that could not be read."""
     out: Path
     """Folder with the results."""
 
@@ -130,13 +130,13 @@ def predict(
     intensity_range: str | None = None,
     classes: str | Sequence[str] | None = None,
 ) -> PredictionSummary:
-    """Segment pictures or videos and write the results to a folder.
+    """Segment images or videos and write the results to a folder.
 
     Written are OUT/predictions.json, a COCO data set (info, categories, images, annotations with their `score`) that
     labelling tools import; OUT/results.json, the same objects as the plain list of COCO results that evaluation
-    tools read, with the same image ids; OUT/NAME.overlay.png for each picture; and on request masks and a CSV. NAME is
-    the picture's name without its ending, or its whole path if two pictures share that. Categories have the ids of the
-    model's training data. Masks refer to the upright picture (EXIF rotation applied). Pictures are handled one batch
+    tools read, with the same image ids; OUT/NAME.overlay.png for each image; and on request masks and a CSV. NAME is
+    the image's name without its ending, or its whole path if two images share that. Categories have the ids of the
+    model's training data. Masks refer to the upright image (EXIF rotation applied). Images are handled one batch
     at a time, so memory does not grow with their number. What an earlier run wrote to OUT is not segmented again; and
     what it wrote there and this one did not is removed, unless someone has changed it since.
 
@@ -146,33 +146,33 @@ def predict(
     Ctrl-C or SIGTERM.
 
     With `shards`, or started by torchrun or srun with more than one process, each process does its share of the
-    pictures and writes the chunks of OUT/shards, JSON lines; one that was stopped goes on where it was.
+    images and writes the chunks of OUT/shards, JSON lines; one that was stopped goes on where it was.
 
     Args:
-        pictures: files, folders (searched recursively), glob patterns, .txt files that list pictures (one path a line),
+        pictures: files, folders (searched recursively), glob patterns, .txt files that list images (one path a line),
             videos, and numbers of cameras.
         model: a bundled model, a model or training run folder, a hub id, a file that `sotr export` wrote, or (in
             Python) a loaded model, which stays on its device.
         out: folder for the results; files of the same name are replaced.
         score: leave out objects below this score, 0..1; default: the score with the best F1 on the validation images
             of the model's training, or 0.3 where none was chosen.
-        max_objects: at most so many objects per picture, or per tile, best first; by default what the model was saved
+        max_objects: at most so many objects per image, or per tile, best first; by default what the model was saved
             with.
-        batch_size: pictures or tiles that go through the network together; more than 1 is quicker on a GPU if they have
+        batch_size: images or tiles that go through the network together; more than 1 is quicker on a GPU if they have
             the same size, and changes results slightly if they do not.
         device: auto, cpu, cuda, cuda:1, mps.
-        overlays: write each picture or video with its objects drawn on it.
+        overlays: write each image or video with its objects drawn on it.
         masks: write each object's mask to OUT/masks/NAME/000.png and so on, best score first.
         csv: write one line per object to OUT/objects.csv: size, shape, and the file's own intensities inside it, in
             each channel. Units are in the names of the columns.
-        tile: segment pictures of any size in overlapping tiles of so many pixels a side, and merge their objects. The
-            model resizes a tile like any picture: choose it such that objects look as large as in the training data.
+        tile: segment images of any size in overlapping tiles of so many pixels a side, and merge their objects. The
+            model resizes a tile like any image: choose it such that objects look as large as in the training data.
             auto takes tiles in which objects are as large to the network as in its training images.
         overlap: part of a tile's side that it shares with the next one, above 0 and at most 0.5.
-        shard: which share of the pictures is this process's, from 0; by default its rank.
+        shard: which share of the images is this process's, from 0; by default its rank.
         shards: how many shares there are; by default the number of processes.
-        chunk_size: pictures per result file of a shard.
-        quiet: print nothing but the pictures that failed.
+        chunk_size: images per result file of a shard.
+        quiet: print nothing but the images that failed.
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.
         engine: auto takes the quickest way that proves equal to plain PyTorch, such as OpenVINO on CPUs if it is
             installed; pytorch takes plain PyTorch, which starts at once and needs less memory.
@@ -198,10 +198,10 @@ def predict(
         classes: names of classes, such as car,person: leave out the objects of others, which max_objects counts.
 
     Returns:
-        Counts, and the pictures that could not be read, which are skipped.
+        Counts, and the images that could not be read, which are skipped.
 
     Raises:
-        SOTRError: an input does not exist or holds no pictures, a setting is out of range, the model cannot be used,
+        SOTRError: an input does not exist or holds no images, a setting is out of range, the model cannot be used,
             or the results cannot be written.
     """
     out = Path(out)
@@ -236,7 +236,7 @@ def predict(
         score = model.options_for(None, None).score_threshold
     how = (choice, no_overlap, classes.split(",") if isinstance(classes, str) else classes)
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, *how)
-    # No picture, but the limits are checked before anything is written.
+    # No image, but the limits are checked before anything is written.
     segmentation.check()
     try:
         if share is not None:
@@ -273,12 +273,12 @@ def _tell_removed(written: Ledger, quiet: bool) -> None:
 
 
 def _chosen(inputs: Inputs, out: Path) -> tuple[list[Path], int]:
-    """The pictures to segment, and how many results of an earlier run are left out."""
+    """The images to segment, and how many results of an earlier run are left out."""
     found = inputs.paths()
     named = {Path(item) for item in inputs.pictures}
     paths = [path for path in found if path in named or not is_earlier_result(path, out)]
     if not paths:
-        raise SOTRError(f"only results of an earlier run were found, in {out}; name the pictures to segment")
+        raise SOTRError(f"only results of an earlier run were found, in {out}; name the images to segment")
     return paths, len(found) - len(paths)
 
 
@@ -290,7 +290,7 @@ def _predict_pictures(
     ids: Sequence[int | None],
     quiet: bool,
 ) -> PredictionSummary:
-    """Segment pictures into one set of result files."""
+    """Segment images into one set of result files."""
     started, out = time.perf_counter(), written.out
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
     model = segmentation.model
@@ -332,7 +332,7 @@ def _predict_pictures(
                 continue
             undrawn += picture.image is None
             remarks.add(file_name, picture.instances.image_size, picture.traits)
-            # A mask is a picture of the same size, and there may be thousands.
+            # A mask is an image of the same size, and there may be thousands.
             whole = math.prod(picture.instances.image_size) <= MAX_PIXELS
             large += not whole
             own = wanted if whole else replace(wanted, masks=False, labels=False)
@@ -372,7 +372,7 @@ def _write(
     wanted: _Wanted,
     image_id: int | None,
 ) -> None:
-    """Write all that is asked for of one picture."""
+    """Write all that is asked for of one image."""
     instances, out, path = picture.instances, written.out, picture.picked.path
     assert instances is not None
     files.add(file_name, instances, image_id)

@@ -35,7 +35,7 @@ def progress(total: int | None, show: bool) -> Iterator[Callable[[float], None]]
     """A progress bar with the rate, on standard error if that is a terminal; yields the function that moves it.
 
     Args:
-        total: pictures or frames to come, if that is known.
+        total: images or frames to come, if that is known.
         show: whether there is one at all.
     """
     columns = (
@@ -55,7 +55,7 @@ def progress(total: int | None, show: bool) -> Iterator[Callable[[float], None]]
 
 
 class _Rate(ProgressColumn):
-    """Pictures or frames per second."""
+    """Images or frames per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "")
@@ -135,7 +135,7 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 @dataclass
 class Report:
-    """What the printed table needs: the first pictures' rows, and sums over all."""
+    """What the printed table needs: the first images' rows, and sums over all."""
 
     one_class: bool
     pictures: int = 0
@@ -182,11 +182,11 @@ class Report:
         return self._numbers(self.objects, self.score_sum, self.area_sum, self.covered, max(1, self.pixels))
 
     def table(self) -> Table:
-        """Of one picture the objects, of several the pictures; with totals."""
+        """Of one image the objects, of several the images; with totals."""
         if self.pictures == 1 and self.first is not None:
             return self._objects_table(self.first)
         table = Table(show_footer=self.pictures > 1)
-        table.add_column("picture", f"{self.pictures:,} pictures", overflow="fold")
+        table.add_column("picture", f"{self.pictures:,} images", overflow="fold")
         for heading, total in zip(("objects", "mean score", "mean area px", "covered"), self._totals(), strict=True):
             table.add_column(heading, total, justify="right")
         columns = 5 if self.one_class else 6

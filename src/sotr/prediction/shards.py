@@ -1,7 +1,7 @@
-"""Very many pictures: each process does its share, a chunk at a time, and goes on where it was stopped.
+"""Very many images: each process does its share, a chunk at a time, and goes on where it was stopped.
 
-The pictures of shard i of n are every n-th, from the i-th. A chunk of them is one file, OUT/shards/i-of-n/000000.jsonl
-and so on, one line of JSON per picture. Its lines are first collected in a file that ends in `.partial`, which gets its
+The images of shard i of n are every n-th, from the i-th. A chunk of them is one file, OUT/shards/i-of-n/000000.jsonl
+and so on, one line of JSON per image. Its lines are first collected in a file that ends in `.partial`, which gets its
 name when it is complete: a file with that name is whole, and a process that starts again finds what it has done.
 """
 
@@ -37,13 +37,13 @@ script's own commands run once, however many tasks the job has."""
 
 @dataclass(frozen=True)
 class Shard:
-    """A share of the pictures."""
+    """A share of the images."""
 
     index: int
     """From 0."""
     count: int
     chunk_size: int
-    """Pictures per result file."""
+    """Images per result file."""
 
     def __str__(self) -> str:
         return f"{self.index:05d}-of-{self.count:05d}"
@@ -52,12 +52,12 @@ class Shard:
 def choose_shard(
     index: int | None, count: int | None, chunk_size: int, environment: Mapping[str, str] = os.environ
 ) -> Shard | None:
-    """The share of this process, or None where pictures are not shared out.
+    """The share of this process, or None where images are not shared out.
 
     Args:
         index: which share; None takes the process's rank, or 0 where there is just one share.
         count: how many shares; None takes the number of processes that the environment tells.
-        chunk_size: pictures per result file.
+        chunk_size: images per result file.
         environment: variables of this process.
 
     Raises:
@@ -103,17 +103,17 @@ def device_of_rank(device: str, model: str | Path) -> str:
 def predict_shard(
     segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Path, quiet: bool
 ) -> tuple[int, int, list[tuple[str, str]]]:
-    """Segment one share of the pictures; what an earlier process has done of it is not done again.
+    """Segment one share of the images; what an earlier process has done of it is not done again.
 
     Returns:
-        Pictures and objects of this process, and (file, reason) of each picture that could not be read.
+        Images and objects of this process, and (file, reason) of each image that could not be read.
 
     Raises:
-        SOTRError: OUT holds the results of other pictures or settings.
+        SOTRError: OUT holds the results of other images or settings.
         OSError: the results cannot be written.
     """
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-    # Pictures are listed twice rather than held.
+    # Images are listed twice rather than held.
     total = _open_run(segmentation, inputs, shard, out)
     own = len(range(shard.index, total, shard.count))
     folder = out / SHARDS_FOLDER / str(shard)
@@ -150,7 +150,7 @@ def predict_shard(
 
 
 class _Done:
-    """What this process did; counts only, but for pictures that could not be read."""
+    """What this process did; counts only, but for images that could not be read."""
 
     def __init__(self) -> None:
         self.earlier = self.pictures = self.objects = 0
@@ -158,7 +158,7 @@ class _Done:
 
 
 def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Path) -> int:
-    """Note what this run is about, or check that it is what OUT was made for; gives the number of pictures."""
+    """Note what this run is about, or check that it is what OUT was made for; gives the number of images."""
     total, digest = 0, hashlib.sha256()
     for name in inputs.names():
         total += 1
@@ -196,7 +196,7 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
 
 
 def _keep_whole_lines(path: Path, chunk: list[str]) -> int:
-    """How many pictures of the chunk are in its partial file, which is cut where its last whole line ends."""
+    """How many images of the chunk are in its partial file, which is cut where its last whole line ends."""
     whole = lines = 0
     try:
         with _partial(path).open("r+b") as file:
@@ -212,7 +212,7 @@ def _keep_whole_lines(path: Path, chunk: list[str]) -> int:
 
 
 def _failures_in(path: Path) -> list[tuple[str, str]]:
-    """(file, reason) of each picture that an earlier process could not read, by what it wrote."""
+    """(file, reason) of each image that an earlier process could not read, by what it wrote."""
     if not path.exists():
         return []
     with path.open("rb") as file:

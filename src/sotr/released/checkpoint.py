@@ -18,7 +18,7 @@ _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
 def released_to_ours(state: Mapping[str, Tensor]) -> tuple[SOTRConfig, dict[str, Tensor]]:
     """The configuration, with exact width duplication, and our state dict of a released checkpoint's tensors.
 
-    The first convolution is folded so that it takes RGB pictures with ImageNet's mean and deviation, as every network
+    The first convolution is folded so that it takes RGB images with ImageNet's mean and deviation, as every network
     here does; the authors' takes BGR in 0..255 minus the same mean.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a row costs: parameters, multiply-accumulates, time per picture, memory of a training step."""
+"""What a row costs: parameters, multiply-accumulates, time per image, memory of a training step."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ from sotr.training.module import SOTRModule
 from sotr.training.recipe import Recipe
 
 TIMED_PICTURES = 20
-"""Pictures, after one to warm up, whose median time is reported."""
+"""Images, after one to warm up, whose median time is reported."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Costs:
 
     parameters: int
     macs: int
-    """Multiply-accumulates of one picture of `height` x `width`, as `sotr info` counts them."""
+    """Multiply-accumulates of one image of `height` x `width`, as `sotr info` counts them."""
     height: int
     width: int
     ms: float
-    """Median milliseconds from a loaded picture to its objects, one picture at a time, float32."""
+    """Median milliseconds from a loaded image to its objects, one image at a time, float32."""
     memory: float
-    """Megabytes (10^6) of a training step of `batch_size` pictures in float32: on CUDA the peak that was allocated,
+    """Megabytes (10^6) of a training step of `batch_size` images in float32: on CUDA the peak that was allocated,
     elsewhere parameters, gradients and all that the forward pass keeps for the backward pass."""
     batch_size: int
 

@@ -127,8 +127,8 @@ AP in percent, mean ± standard deviation over the seeds. Differences ± their s
 around their row's mean, pooled over the table; "within noise" are those of less than two such errors. Parameters and
 GMAC as `sotr info` counts them (1 MAC is one multiplication with its addition) for the input of a training batch.
 Memory is that of one training step{batch} in float32: on CUDA the peak that was allocated, elsewhere parameters,
-gradients and what the forward pass keeps for the backward pass. ms is the median time from a loaded picture to its
+gradients and what the forward pass keeps for the backward pass. ms is the median time from a loaded image to its
 objects, one at a time. The paper's AP_S, AP_M and AP_L come, it seems, from areas of all-zero boxes and are not
 comparable; ours are those of the masks.
 """
-"""What the columns mean; {batch} says of how many pictures."""
+"""What the columns mean; {batch} says of how many images."""

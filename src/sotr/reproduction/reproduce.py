@@ -61,10 +61,10 @@ def reproduce(
 
     Args:
         tables: numbers of tables, 1 to 7.
-        scale: full is the paper's network and schedule (ResNet-101, 300,000 iterations of 8 pictures: a cluster);
+        scale: full is the paper's network and schedule (ResNet-101, 300,000 iterations of 8 images: a cluster);
             tiny a small network with a schedule of minutes on a CPU core.
-        data: folder of the data set, in any of the layouts of `sotr train`, with validation pictures. Without it, tiny
-            makes synthetic pictures, always the same, in OUT/data.
+        data: folder of the data set, in any of the layouts of `sotr train`, with validation images. Without it, tiny
+            makes synthetic images, always the same, in OUT/data.
         seeds: runs per row, with the seeds 0, 1 and so on.
         out: folder of the results.
         rows: train these rows alone, such as '[baseline, pure-twin]'; default all of the tables.
@@ -72,7 +72,7 @@ def reproduce(
             full takes the recipe paper-imagenet. Default: none.
         device: auto, cpu, cuda, cuda:1 or mps.
         devices: devices of that kind to train on, with a process each.
-        workers: processes that load pictures; 0 loads them in the main process.
+        workers: processes that load images; 0 loads them in the main process.
         quiet: print nothing but errors.
 
     Raises:
@@ -162,7 +162,7 @@ class _Work:
             todo: (row, seed) of the runs.
         """
         if self.given_data is None and self.scale.name != "tiny":
-            raise SOTRError("only the scale tiny makes its own pictures; give a data set with --data")
+            raise SOTRError("only the scale tiny makes its own images; give a data set with --data")
         settings: dict[str, Any] = {
             "data": "synthetic" if self.given_data is None else str(Path(self.given_data).resolve()),
             "recipe": self._recipe().to_dict(),
@@ -240,14 +240,14 @@ class _Work:
     def _splits(self) -> tuple[CocoDataset, CocoDataset]:
         splits = find_data(self.data)
         if splits.train is None or splits.val is None:
-            raise SOTRError(f"{self.data} must have pictures to train on and others to validate on")
+            raise SOTRError(f"{self.data} must have images to train on and others to validate on")
         return splits.train, splits.val
 
     def report(self, tables: Sequence[Table], seeds: int) -> list[Path]:
         """Write the tables as far as results are there."""
         results = {row: self._results(row, seeds) for row in _rows(tables)}
         costs = [found.costs for found in results.values() if found.costs is not None]
-        batch = f" of {costs[0]['batch_size']} pictures" if costs else ""
+        batch = f" of {costs[0]['batch_size']} images" if costs else ""
         reports = []
         for table in tables:
             path = self.out / f"table-{table.number}.md"
@@ -273,7 +273,7 @@ class _Work:
         return (
             f"Scale {self.scale.name}: {self.scale.baseline.backbone}, width {self.scale.baseline.width}, "
             f"{self.scale.baseline.depth} layers, shortest edge {self.scale.baseline.image_size} px; {length} of "
-            f"{recipe.batch_size} pictures ([recipe](recipe.yaml)); data: "
+            f"{recipe.batch_size} images ([recipe](recipe.yaml)); data: "
             f"{'synthetic' if self.given_data is None else Path(self.given_data).name}."
         )
 

@@ -40,7 +40,7 @@ ROWS_AT_ONCE = 256
 """Rows of the image that are in floating point together."""
 
 # Bright, and told apart with the common kinds of color blindness: Okabe and Ito's set without its black and its dark
-# blue, filled up in the spirit of Paul Tol's schemes. Neighbours in the list differ much.
+# blue, filled up in the spirit of Paul Tol's schemes. Neighbors in the list differ much.
 COLORS: tuple[tuple[int, int, int], ...] = (
     (255, 176, 0),
     (86, 180, 233),
@@ -75,7 +75,7 @@ def draw_overlay(
     """See `Instances.draw`, which is the way to call this for images.
 
     For frames of a video, `tracks` gives each object the number that it has in all of them, or -1: objects are then
-    colored by it, and labelled with class and number.
+    colored by it, and labeled with class and number.
     """
     picture = load_image(image)
     height, width = picture.shape[:2]
@@ -173,7 +173,7 @@ def _texts(instances: "Instances", tracks: Sequence[int] | None) -> list[str]:
     names = [instances.class_names[label] for label in instances.labels_I]
     if tracks is not None:
         return [f"{name} {track}" if track >= 0 else name for name, track in zip(names, tracks, strict=True)]
-    # Labelled data have no scores worth writing: all are 1.
+    # Labeled data have no scores worth writing: all are 1.
     if not (instances.scores_I < 1).any():
         return names
     return [f"{name} {score:.2f}" for name, score in zip(names, instances.scores_I, strict=True)]

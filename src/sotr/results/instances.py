@@ -1,4 +1,4 @@
-"""The one result type: the objects found in (or labelled on) one image.
+"""The one result type: the objects found in (or labeled on) one image.
 
 Masks are kept as COCO run-length encodings, a few hundred bytes each, so that thousands of results fit in memory; the
 dense view is made on demand. Nothing here needs PyTorch.
@@ -354,7 +354,7 @@ class Instances:
     def draw(
         self, image: "NDArray[np.uint8] | Image.Image | str | Path | None" = None, scale: int | None = None
     ) -> NDArray[np.uint8]:
-        """The image with each object filled, outlined and, where there is room, labelled.
+        """The image with each object filled, outlined and, where there is room, labeled.
 
         Colors tell objects apart when the model has one class, and classes otherwise.
 

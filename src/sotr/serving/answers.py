@@ -33,20 +33,20 @@ class ClassName(BaseModel):
 class RLEMask(BaseModel):
     """A mask as COCO's compressed run-length encoding: exact, and what pycocotools reads."""
 
-    size: tuple[int, int] = Field(description="height and width of the picture")
+    size: tuple[int, int] = Field(description="height and width of the image")
     counts: str
 
 
 class PNGMask(BaseModel):
-    """A mask as a grey PNG, 0 outside and 255 inside, of the object's box alone."""
+    """A mask as a gray PNG, 0 outside and 255 inside, of the object's box alone."""
 
-    x: int = Field(description="column of the PNG's left edge in the picture")
-    y: int = Field(description="row of the PNG's upper edge in the picture")
+    x: int = Field(description="column of the PNG's left edge in the image")
+    y: int = Field(description="row of the PNG's upper edge in the image")
     png: str = Field(description="the file, in base64")
 
 
 class FoundObject(BaseModel):
-    """One object, its coordinates in pixels of the upright picture, origin at the top left."""
+    """One object, its coordinates in pixels of the upright image, origin at the top left."""
 
     class_name: str
     category_id: int
@@ -122,7 +122,7 @@ def to_label_image(instances: Instances, tiff: bool) -> tuple[bytes, str]:
 
 
 def to_png(image: NDArray[np.uint8]) -> bytes:
-    """An HW3 RGB or HW grey picture as a PNG file."""
+    """An HW3 RGB or HW gray image as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()

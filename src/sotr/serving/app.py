@@ -68,8 +68,8 @@ def create_app(
     Args:
         segmenter: the model.
         limits: what is accepted.
-        batch_size: pictures that go through the network together, at most.
-        sample: a picture file that the page offers to try.
+        batch_size: images that go through the network together, at most.
+        sample: an image file that the page offers to try.
         access_log: write a line of JSON per request to standard error.
         access: who may ask.
         studio: a Label Studio to which the model is a backend.
@@ -132,7 +132,7 @@ def _add_page(app: FastAPI, files: frozenset[str]) -> None:
 def _add_picture_routes(app: FastAPI, service: Service, usual_score: float) -> None:
     @app.post(
         "/predict",
-        summary="Segment a picture",
+        summary="Segment an image",
         openapi_extra=IMAGES_BODY,
         responses={200: PREDICTED, **PROBLEMS},
     )
@@ -145,7 +145,7 @@ def _add_picture_routes(app: FastAPI, service: Service, usual_score: float) -> N
         format: Annotated[
             Format,
             Query(
-                description="the objects as JSON or GeoJSON; the picture with them drawn on it, as PNG; or a label "
+                description="the objects as JSON or GeoJSON; the image with them drawn on it, as PNG; or a label "
                 "image (0, or an object's position plus 1) as 16-bit PNG, or TIFF if Accept asks for image/tiff"
             ),
         ] = "json",
@@ -157,22 +157,22 @@ def _add_picture_routes(app: FastAPI, service: Service, usual_score: float) -> N
             int | None,
             Query(
                 ge=MIN_TILE,
-                description="cut the picture into overlapping tiles of so many pixels a side, and merge their objects: "
-                "for large pictures of small objects; max_objects is then the limit of a tile",
+                description="cut the image into overlapping tiles of so many pixels a side, and merge their objects: "
+                "for large images of small objects; max_objects is then the limit of a tile",
             ),
         ] = None,
         overlap: Annotated[
             float, Query(gt=0, le=0.5, description="part of a tile's side that it shares with the next one")
         ] = OVERLAP,
     ) -> Response:
-        """Finds the objects in one picture, or in each of several.
+        """Finds the objects in one image, or in each of several.
 
         Formats: PNG, JPEG, TIFF, WebP, GIF (first frame), BMP and others."""
         return await service.predict(request, Settings(score, max_objects, format, masks, tile, overlap))
 
     @app.post(
         "/upright",
-        summary="The picture as the model sees it",
+        summary="The image as the model sees it",
         openapi_extra=IMAGE_BODY,
         responses={200: UPRIGHT, **PROBLEMS},
         response_class=Response,
@@ -214,9 +214,7 @@ def _add_information_routes(app: FastAPI, service: Service, sample: bytes) -> No
         return ModelDescription.model_validate(description)
 
     @app.head("/sample", include_in_schema=False)
-    @app.get(
-        "/sample", summary="A picture to try", response_class=Response, responses={200: UPRIGHT, **ACCESS_PROBLEMS}
-    )
+    @app.get("/sample", summary="An image to try", response_class=Response, responses={200: UPRIGHT, **ACCESS_PROBLEMS})
     async def sample_picture() -> Response:
         return Response(sample, media_type="image/png")
 
@@ -228,7 +226,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         return Status(status="ok")
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", summary="Whether the server would take a picture now", responses={503: BUSY})
+    @app.get("/readyz", summary="Whether the server would take an image now", responses={503: BUSY})
     async def readyz() -> Status:
         if service.stuck:
             raise RequestError(503, "stuck", f"{service.stuck}; this ends by itself", {"Retry-After": "5"})

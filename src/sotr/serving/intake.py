@@ -27,13 +27,13 @@ JSON_SIGNS = 4096
 """Commas, brackets and quotation marks in a JSON body, at most: each may become a value of 50 times its bytes."""
 
 PAUSE = 10.0
-"""Seconds after which a client that sends nothing, in the middle of a picture, is given up."""
+"""Seconds after which a client that sends nothing, in the middle of an image, is given up."""
 
 FORM_OVERHEAD = 64 * 1024
-"""Bytes that a multipart body may have beside the picture."""
+"""Bytes that a multipart body may have beside the image."""
 
 HOW_TO = (
-    f"send the picture as multipart field '{FIELD}', or as the body itself with Content-Type image/* or "
+    f"send the image as multipart field '{FIELD}', or as the body itself with Content-Type image/* or "
     "application/octet-stream"
 )
 
@@ -85,7 +85,7 @@ async def read_picture(request: Request, limits: Limits, upload: Upload) -> byte
     """
     images, several = await read_images(request, limits, upload)
     if several:
-        raise RequestError(400, "bad_form", f"here goes one picture at a time; {HOW_TO}")
+        raise RequestError(400, "bad_form", f"here goes one image at a time; {HOW_TO}")
     if images[0].problem is not None:
         raise images[0].problem
     return images[0].body
@@ -241,7 +241,7 @@ async def _from_form(request: Request, limits: Limits, upload: Upload) -> tuple[
                     "too_many_images",
                     f"there are more than {MAX_IMAGES} images in the request; send fewer at a time",
                 ) from None
-            message = f"the form cannot be read: {reason}; send up to {MAX_IMAGES} pictures, each as field '{FIELD}'"
+            message = f"the form cannot be read: {reason}; send up to {MAX_IMAGES} images, each as field '{FIELD}'"
             raise RequestError(400, "bad_form", message) from None
     try:
         parts = form.getlist(FIELD)
@@ -262,7 +262,7 @@ async def _from_form(request: Request, limits: Limits, upload: Upload) -> tuple[
             if not isinstance(part, UploadFile):
                 message = (
                     f"the field '{FIELD}' holds text, not a file; neither paths nor addresses are opened: send the "
-                    f"picture itself, with curl as -F {FIELD}=@picture.png"
+                    f"image itself, with curl as -F {FIELD}=@picture.png"
                 )
                 raise RequestError(400, "no_picture", message)
             body = await part.read()
@@ -290,10 +290,10 @@ async def _chunks(request: Request, upload: Upload, max_bytes: int, overhead: in
             except StopAsyncIteration:
                 return
             except ClientDisconnect:
-                raise RequestError(499, "client_gone", "the client hung up in the middle of the picture") from None
+                raise RequestError(499, "client_gone", "the client hung up in the middle of the image") from None
             except TimeoutError:
                 raise RequestError(
-                    408, "too_slow", f"nothing of the picture came for {PAUSE:.0f} s; send it again"
+                    408, "too_slow", f"nothing of the image came for {PAUSE:.0f} s; send it again"
                 ) from None
             received += len(chunk)
             upload.received = received

@@ -9,8 +9,8 @@ from sotr.serving.intake import FIELD, MAX_IMAGES
 from sotr.serving.problems import Problem
 
 DESCRIPTION = """
-Instance segmentation: send a picture, get the objects in it with their masks. Coordinates are pixels of the upright
-picture (EXIF rotation applied), origin at the top left, half-open.
+Instance segmentation: send an image, get the objects in it with their masks. Coordinates are pixels of the upright
+image (EXIF rotation applied), origin at the top left, half-open.
 
 Every error is JSON, `{"error": {"code": ..., "message": ...}}`. When the server is busy it answers 503 at once;
 `Retry-After` says in how many seconds to try again. Where the server wants a key, send it as
@@ -43,10 +43,10 @@ def _body(description: str, form: dict[str, Any], json: dict[str, Any]) -> dict[
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
-IMAGE_BODY = _body(f"One picture: as multipart field `{FIELD}`, in JSON, or as the body itself.", _FILE, _ONE_JSON)
+IMAGE_BODY = _body(f"One image: as multipart field `{FIELD}`, in JSON, or as the body itself.", _FILE, _ONE_JSON)
 
 IMAGES_BODY = _body(
-    f"One picture: as multipart field `{FIELD}`, in JSON, or as the body itself; or up to {MAX_IMAGES}, each as such a "
+    f"One image: as multipart field `{FIELD}`, in JSON, or as the body itself; or up to {MAX_IMAGES}, each as such a "
     "field, or as a list in JSON.",
     {"anyOf": [_FILE, {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": _FILE}]},
     {"anyOf": [_ONE_JSON, _SEVERAL_JSON]},
@@ -65,13 +65,13 @@ ACCESS_PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "no picture in the request"},
+    400: {"model": Problem, "description": "no image in the request"},
     **ACCESS_PROBLEMS,
     403: {"model": Problem, "description": "a page of another server asks"},
-    408: {"model": Problem, "description": "the picture came too slowly"},
-    413: {"model": Problem, "description": "the picture has too many bytes or pixels"},
-    415: {"model": Problem, "description": "neither a form nor a picture, or compressed once more"},
-    422: {"model": Problem, "description": "no readable picture, too many, or a setting unknown or out of range"},
+    408: {"model": Problem, "description": "the image came too slowly"},
+    413: {"model": Problem, "description": "the image has too many bytes or pixels"},
+    415: {"model": Problem, "description": "neither a form nor an image, or compressed once more"},
+    422: {"model": Problem, "description": "no readable image, too many, or a setting unknown or out of range"},
     503: BUSY,
     504: {"model": Problem, "description": "time is up"},
 }
@@ -82,11 +82,11 @@ PREDICTED: dict[str, Any] = {
     "content": {**PNG, "image/tiff": {"schema": _FILE}, "application/geo+json": {"schema": {"type": "object"}}},
     "description": "the objects in the format that was asked for; of several images one result each, in their order",
 }
-UPRIGHT: dict[str, Any] = {"content": PNG, "description": "the picture"}
+UPRIGHT: dict[str, Any] = {"content": PNG, "description": "the image"}
 
 
 class InputSize(BaseModel):
-    """To what pictures are resized, in pixels."""
+    """To what images are resized, in pixels."""
 
     shortest_edge: int
     longest_edge: int = Field(description="cap of the longest edge")

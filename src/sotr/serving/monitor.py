@@ -23,9 +23,7 @@ class Metrics:
             "sotr_request_seconds", "Seconds from a request's head to its answer.", ("path",),
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100), registry=self.registry,
         )  # fmt: skip
-        self.in_flight = Gauge(
-            "sotr_pictures_in_flight", "Pictures being worked on or waiting.", registry=self.registry
-        )
+        self.in_flight = Gauge("sotr_pictures_in_flight", "Images being worked on or waiting.", registry=self.registry)
         self.shed = Counter(
             "sotr_requests_shed", "Requests refused because too many were there.", registry=self.registry
         )
@@ -44,7 +42,7 @@ class Metrics:
         )
         self.objects = Counter("sotr_objects", "Objects found.", registry=self.registry)
         self.batches = Histogram(
-            "sotr_batch_size", "Pictures that went through the network together.", buckets=(1, 2, 4, 8, 16, 32),
+            "sotr_batch_size", "Images that went through the network together.", buckets=(1, 2, 4, 8, 16, 32),
             registry=self.registry,
         )  # fmt: skip
 

@@ -34,12 +34,12 @@ class RequestError(Exception):
 
     @classmethod
     def of_picture(cls, error: SOTRError) -> "RequestError":
-        """The answer to a picture that the loader refused."""
+        """The answer to an image that the loader refused."""
         reason = str(error).removeprefix("<bytes>: ")
         if isinstance(error, PictureTooLargeError):
             # The limit is not the client's to raise.
             reason = reason.removesuffix(", predict in pieces with --tile, or raise max_pixels")
-            return cls(413, "picture_too_large", f"the picture is too large: {reason}")
+            return cls(413, "picture_too_large", f"the image is too large: {reason}")
         if isinstance(error, DecodingMemoryError):
             return out_of_memory()
         return cls(422, "unreadable_picture", f"what was sent {reason}")

@@ -1,4 +1,4 @@
-"""A picture for a first try, drawn here, so that none has to be shipped."""
+"""An image for a first try, drawn here, so that none has to be shipped."""
 
 import cv2
 import numpy as np

@@ -50,7 +50,7 @@ def serve(
     label_studio: bool = False,
     label_studio_url: str | None = None,
 ) -> None:
-    """Serve a model over HTTP: POST /predict takes a picture, and the page at / shows what comes of it.
+    """Serve a model over HTTP: POST /predict takes an image, and the page at / shows what comes of it.
 
     /docs describes the interface. SIGTERM and Ctrl+C end the server once the requests that it has are answered. Where
     other machines reach the server, it wants a key from its clients.
@@ -61,14 +61,14 @@ def serve(
         host: address to listen on; the default answers this machine alone, 0.0.0.0 whoever can reach it.
         port: port to listen on; 0 takes a free one, which is printed.
         device: auto, cpu, cuda, cuda:1, mps; an exported file runs on cpu or cuda.
-        batch_size: pictures of one size that go through the network together when several wait; by default 1 on a CPU,
+        batch_size: images of one size that go through the network together when several wait; by default 1 on a CPU,
             where more gain nothing, else 8.
-        max_bytes: largest file of a picture that is accepted, in bytes.
+        max_bytes: largest file of an image that is accepted, in bytes.
         max_pixels: largest width times height that is accepted.
         max_requests: requests worked on at the same time, waiting ones included; further ones are answered 503, and so
             are those whose turn would come too late.
         timeout: seconds that a request may take, slow clients' sending included.
-        sample: a picture that the page offers to try; by default one of drawn cell nuclei.
+        sample: an image that the page offers to try; by default one of drawn cell nuclei.
         access_log: write a line of JSON per request to standard error.
         quiet: print nothing but warnings.
         precision: float32, or bfloat16: quicker where the device computes it in hardware, with slightly other results.

@@ -35,7 +35,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 PICTURES_AT_ONCE = max(1, min(4, os.cpu_count() or 1))
-"""Pictures that are decoded, or drawn, at the same time; each may take several times its pixels in memory."""
+"""Images that are decoded, or drawn, at the same time; each may take several times its pixels in memory."""
 
 DECODERS = PICTURES_AT_ONCE + 1
 """Processes that decode. One client has at most `PICTURES_AT_ONCE` of them: no other's image waits for its."""
@@ -44,7 +44,7 @@ FETCHES_AT_ONCE = 4
 """Images that are fetched from Label Studio at the same time."""
 
 TILED_AT_ONCE = 2
-"""Pictures that are segmented in tiles at the same time, of different clients; each is held as a whole."""
+"""Images that are segmented in tiles at the same time, of different clients; each is held as a whole."""
 
 STUCK_SECONDS = 5.0
 """Seconds after which work that keeps all decoders busy makes the service not ready."""
@@ -53,7 +53,7 @@ CLOSE_SECONDS = 5.0
 """Seconds that threads have to end when the service is closed."""
 
 REMEDY = "to find small objects, send it with the setting tile={tile}"
-"""What to do about a picture that was shrunk much."""
+"""What to do about an image that was shrunk much."""
 
 
 class Settings(NamedTuple):
@@ -76,10 +76,10 @@ class Found(NamedTuple):
 
 
 class _BatchKey(NamedTuple):
-    """What pictures must share to go through the network together.
+    """What images must share to go through the network together.
 
     Padding to a common size changes scores slightly, so that an answer would depend on whoever else asks: only
-    pictures that are padded to the same size anyway meet.
+    images that are padded to the same size anyway meet.
     """
 
     padded_size: tuple[int, int]
@@ -93,7 +93,7 @@ class Service:
     Args:
         segmenter: the model.
         limits: what is accepted.
-        batch_size: pictures that go through the network together, at most.
+        batch_size: images that go through the network together, at most.
     """
 
     def __init__(self, segmenter: Predictor[Any], limits: Limits, batch_size: int) -> None:
@@ -243,7 +243,7 @@ class Service:
         return await self.in_pool(packed, make, "application/json", gzipped)
 
     async def upright(self, request: Request) -> Answer:
-        """The picture in `request` as the model sees it, as a PNG file; raises as `predict` does."""
+        """The image in `request` as the model sees it, as a PNG file; raises as `predict` does."""
 
         async def work(body: bytes) -> Content:
             return Content(await self.in_pool(to_png, await self._decode(body, client_of(request))), "image/png")
@@ -292,8 +292,8 @@ class Service:
             except TimeoutError:
                 limit = f"within the {self.limits.timeout:g} s that this server allows; send a smaller one"
                 if body is None:
-                    raise RequestError(408, "too_slow", f"the picture did not come {limit}") from None
-                raise RequestError(504, "timeout", f"the picture could not be handled {limit}") from None
+                    raise RequestError(408, "too_slow", f"the image did not come {limit}") from None
+                raise RequestError(504, "timeout", f"the image could not be handled {limit}") from None
             return Answer(content.body, content.media_type, place.pop_all(), content.headers)
 
     async def fetch(self, function: Callable[..., R], *arguments: object) -> R:
@@ -329,7 +329,7 @@ class Service:
             raise
 
     async def _in_tiles(self, image_HW3: NDArray[np.uint8], settings: Settings, client: str) -> Instances:
-        """The objects of a picture in tiles, which take their turns with other clients' pictures."""
+        """The objects of an image in tiles, which take their turns with other clients' images."""
         assert settings.tile is not None
         tiles = len(Grid(image_HW3.shape[0], image_HW3.shape[1], settings.tile, settings.overlap).boxes_T4)
         remedy = "choose a larger tile, or send parts of the image"

@@ -1,4 +1,4 @@
-"""The optimisation loop on Lightning: recipes, the training step, and the `train` command."""
+"""The optimization loop on Lightning: recipes, the training step, and the `train` command."""
 
 from sotr.training.recipe import RECIPES, Recipe
 from sotr.training.replay import ReplayedStep

@@ -27,7 +27,7 @@ class AveragedWeights(WeightAveraging):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update after an optimiser step; unlike AveragedModel's own update it never waits for the device."""
+        """Update after an optimizer step; unlike AveragedModel's own update it never waits for the device."""
         step = trainer.global_step
         if step <= self._latest_update_step:
             return

@@ -35,7 +35,7 @@ class Validate(Protocol):
         """The metrics of the weights that the module has now, with progress on the display; may raise `Stop`."""
 
     def pictures(self, module: SOTRModule) -> Mapping[str, NDArray[np.uint8]]:
-        """Some pictures with what the module finds in them, by name; RGB."""
+        """Some images with what the module finds in them, by name; RGB."""
 
 
 class RunKeeper(Callback):
@@ -46,7 +46,7 @@ class RunKeeper(Callback):
         sampler: whose position is saved and restored.
         display: for progress.
         interrupts: looked at after each step.
-        validate: measures a module and shows its progress; None without validation pictures.
+        validate: measures a module and shows its progress; None without validation images.
         average: the averaged weights, if any.
         after_validation: called when the logs are up to date, for instance to draw the curves.
         log_every: steps between two rows of the logs, and between two agreements of several processes.
@@ -327,7 +327,7 @@ class RunKeeper(Callback):
 
 
 def _batch_size(trainer: pl.Trainer) -> int:
-    """Pictures per step of all processes."""
+    """Images per step of all processes."""
     loader = trainer.train_dataloader
     assert loader is not None
     return int(loader.batch_size) * trainer.world_size

@@ -140,7 +140,7 @@ def whole_weights(module: SOTRModule) -> Iterator[None]:
 
 
 def share_statistics(module: SOTRModule) -> None:
-    """Give all processes the first one's BatchNorm statistics; the others' are those of their own pictures."""
+    """Give all processes the first one's BatchNorm statistics; the others' are those of their own images."""
     if dist.is_available() and dist.is_initialized():
         for buffer in module.network.buffers():
             dist.broadcast(buffer, 0)

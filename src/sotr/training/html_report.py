@@ -27,7 +27,7 @@ from sotr.training.display import duration
 from sotr.training.report import METRICS, curves, dress, truth_beside
 
 PICTURES = 4
-"""Of the worst and of the best pictures."""
+"""Of the worst and of the best images."""
 
 MOST_CURVES = 8
 """Classes whose precision and recall are drawn; with more, those with the most objects."""
@@ -36,7 +36,7 @@ MOST_CLASSES = 30
 """Classes in the confusion matrix; with more, those that are confused most."""
 
 INK = "#123456"
-"""Stands for the colour of the text in drawings, which the page's light or dark theme decides."""
+"""Stands for the color of the text in drawings, which the page's light or dark theme decides."""
 
 _COLOURS = ("#00798c", "#d1495b", "#c98a00", "#5b8e3e", "#7a5cc4", "#c2571a", "#2f86d6", "#a0568a")
 
@@ -57,15 +57,15 @@ def write_report(
 
     Args:
         path: the HTML file.
-        segmenter: the run's model, which goes over the validation pictures once more.
-        data: the validation pictures, or None.
+        segmenter: the run's model, which goes over the validation images once more.
+        data: the validation images, or None.
         run: what `run.json` holds.
         metrics: of the best validation, or None.
         rows: of the run's logs, as `report.read_log` gives them.
         seconds: wall time of the training.
         lines: what to say at the top, see `verdict`.
-        workers: processes that load pictures.
-        on_pictures: told the number of pictures of each batch when it is done.
+        workers: processes that load images.
+        on_pictures: told the number of images of each batch when it is done.
     """
     values: dict[str, Any] = {
         "run": run,
@@ -105,7 +105,7 @@ def write_report(
 
 
 def _picture(segmenter: Segmenter, data: CocoDataset, index: int, compared: Confusion) -> dict[str, Any]:
-    """One validation picture with its truth beside the prediction, as a JPEG inside a data URL."""
+    """One validation image with its truth beside the prediction, as a JPEG inside a data URL."""
     record, panel = truth_beside(segmenter, data, index, compared.score)
     picture = Image.fromarray(panel)
     picture.thumbnail((1100, 900))
@@ -122,7 +122,7 @@ def _picture(segmenter: Segmenter, data: CocoDataset, index: int, compared: Conf
 
 
 def _confusion_table(compared: Confusion, class_names: Sequence[str]) -> dict[str, Any]:
-    """Rows and columns of the table: counts, and their share of the row for the colour."""
+    """Rows and columns of the table: counts, and their share of the row for the color."""
     counts_TF = compared.counts_TF
     classes = len(class_names)
     wrong = counts_TF.sum(0)[:classes] + counts_TF.sum(1)[:classes] - 2 * np.diag(counts_TF)[:classes]

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go besides its folder."""
+"""Where a run's numbers and images go besides its folder."""
 
 import importlib.util
 import re
@@ -71,7 +71,7 @@ class Service(Logger):
         self._tell(lambda: self.logger.log_hyperparams(params))
 
     def log_pictures(self, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
-        """RGB pictures by name."""
+        """RGB images by name."""
         self._tell(lambda: self._log_pictures(pictures, step))
 
     def _log_pictures(self, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
@@ -134,7 +134,7 @@ def _service(folder: Path, run: Mapping[str, Any], name: str) -> WandbLogger | M
 
 
 def log_pictures(loggers: Sequence[Logger], pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
-    """Show RGB pictures by name in the loggers that can."""
+    """Show RGB images by name in the loggers that can."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             for name, picture in pictures.items():

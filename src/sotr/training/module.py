@@ -1,4 +1,4 @@
-"""The training step: network, losses, optimiser and schedule, as Lightning wants them."""
+"""The training step: network, losses, optimizer and schedule, as Lightning wants them."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -49,7 +49,7 @@ class SOTRModule(pl.LightningModule):
     Args:
         config: the architecture.
         recipe: how to train it.
-        total_iterations: optimiser steps of the whole run, for the schedule.
+        total_iterations: optimizer steps of the whole run, for the schedule.
         seed: of the random numbers drawn inside the network while training.
         compile: run the training steps through torch.compile.
     """
@@ -106,7 +106,7 @@ class SOTRModule(pl.LightningModule):
         return self
 
     def configure_model(self) -> None:
-        """Where weights are shared out they are contiguous: their optimiser's state would come back permuted."""
+        """Where weights are shared out they are contiguous: their optimizer's state would come back permuted."""
         if isinstance(self.trainer.strategy, FSDPStrategy):
             self.network.to(memory_format=torch.contiguous_format)
 
@@ -205,7 +205,7 @@ class SOTRModule(pl.LightningModule):
             raise LossNotFinite(batch, self.latest)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimiser and its schedule, one step per iteration."""
+        """The recipe's optimizer and its schedule, one step per iteration."""
         groups = parameter_groups(self.network, self.recipe)
         optimizer: torch.optim.Optimizer
         if self.recipe.optimizer == "sgd":

@@ -47,14 +47,14 @@ class Recipe:
     multiplied by it. The head starts from scores of 1 % and few cells tell it about an object; at a common rate it
     lags behind the features that it reads."""
     batch_norm: Literal["batch", "sync", "frozen"] = "batch"
-    """Statistics of BatchNorm layers: "batch" of each device's own pictures, "sync" of all devices' together, "frozen"
-    those of the first weights, whose scale and shift are then not trained either; for a few pictures per device."""
+    """Statistics of BatchNorm layers: "batch" of each device's own images, "sync" of all devices' together, "frozen"
+    those of the first weights, whose scale and shift are then not trained either; for a few images per device."""
     batch_size: int = 8
-    """Pictures per iteration, over all devices together."""
+    """Images per iteration, over all devices together."""
     epochs: int | None = None
-    """Passes over the training pictures; give either this or `iterations`."""
+    """Passes over the training images; give either this or `iterations`."""
     iterations: int | None = None
-    """Optimiser steps; give either this or `epochs`."""
+    """Optimizer steps; give either this or `epochs`."""
     schedule: Literal["steps", "cosine"] = "cosine"
     """After the warm-up: "steps" divides the rate by 10 at each milestone, "cosine" lowers it to 1 % of `lr`."""
     milestones: tuple[float, ...] = ()
@@ -70,7 +70,7 @@ class Recipe:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """"auto" takes bf16-mixed where the device computes bfloat16 in hardware, else 32-true."""
     channels_last: bool = True
-    """Keep pictures and convolution weights in channels-last memory order, which most hardware runs faster."""
+    """Keep images and convolution weights in channels-last memory order, which most hardware runs faster."""
     quick_layers: bool = True
     """On CPUs, train with layers that compute the same in less time, up to rounding (`training.quick_layers`)."""
     ema_decay: float = 0.999
@@ -80,10 +80,10 @@ class Recipe:
     early_stop: int = 0
     """Stop after this many validations without a better AP; 0 is never."""
     repeat_below: float = 0.0
-    """Share of the pictures below which a class is rare: pictures with such a class occur more often in an epoch, by
-    the square root of this share over the class's; 0 shows every picture once."""
+    """Share of the images below which a class is rare: images with such a class occur more often in an epoch, by
+    the square root of this share over the class's; 0 shows every image once."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    """Random changes of the training pictures."""
+    """Random changes of the training images."""
     loss: LossOptions = field(default_factory=LossOptions)
     """Weights and constants of the losses."""
 
@@ -120,7 +120,7 @@ class Recipe:
             raise SOTRError(f"milestones are {list(self.milestones)}; each must be positive")
 
     def total_iterations(self, per_epoch: int) -> int:
-        """Optimiser steps of the whole run, with `per_epoch` iterations in an epoch."""
+        """Optimizer steps of the whole run, with `per_epoch` iterations in an epoch."""
         return self.iterations if self.iterations is not None else (self.epochs or 0) * per_epoch
 
     def lr_factor(self, step: float, total: int) -> float:

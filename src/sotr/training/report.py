@@ -1,4 +1,4 @@
-"""What a training leaves for the eye: loss curves, validation pictures beside their truth, a table, a model card."""
+"""What a training leaves for the eye: loss curves, validation images beside their truth, a table, a model card."""
 
 import csv
 import math
@@ -63,7 +63,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
 
 
 def curves(rows: Sequence[Mapping[str, float]], ink: str = "#333333") -> Figure:
-    """Losses, validation AP and learning rate over the steps, side by side; text and axes in the colour `ink`."""
+    """Losses, validation AP and learning rate over the steps, side by side; text and axes in the color `ink`."""
     figure = Figure(figsize=(15, 4.2))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.13, top=0.91, wspace=0.17)
     losses, precision, rate = figure.subplots(1, 3, sharex=True)
@@ -120,7 +120,7 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def draw_validation(segmenter: Segmenter, data: CocoDataset, folder: Path, count: int = 8) -> None:
-    """Some of the pictures of `data`, evenly spread, as PNGs: truth on the left, prediction on the right."""
+    """Some of the images of `data`, evenly spread, as PNGs: truth on the left, prediction on the right."""
     for index in spread(len(data), count):
         record, panel = truth_beside(segmenter, data, index, segmenter.decode_options.operating_score)
         with atomic_write(folder / f"{record.path.stem}.{record.image_id}.png") as file:
@@ -133,7 +133,7 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def truth_beside(segmenter: Segmenter, data: CocoDataset, index: int, score: float) -> tuple[Record, NDArray[np.uint8]]:
-    """Picture `index` of `data`, and its truth beside what the model finds in it from a score on; RGB uint8."""
+    """Image `index` of `data`, and its truth beside what the model finds in it from a score on; RGB uint8."""
     record = data.record(index)
     image = load_image(record.path)
     kept = ~record.iscrowd_I
@@ -179,7 +179,7 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
         "```",
         "",
         "## Training",
-        f"- data: {data['name']}, {data['train_pictures']} training pictures with {data['train_objects']} objects",
+        f"- data: {data['name']}, {data['train_pictures']} training images with {data['train_objects']} objects",
         f"- command: `{run['command']}`",
         f"- recipe: {run['arguments']['recipe']} ({recipe['optimizer']}, learning rate {recipe['lr']:g}, "
         f"batch {recipe['batch_size']}, {length}), seed {run['seed']}",
@@ -189,11 +189,11 @@ def model_card(run: Mapping[str, Any], metrics: Mapping[str, Any] | None, second
     ]
     lines += ["", "## Validation"]
     if metrics is None:
-        lines.append("None: there were no validation pictures.")
+        lines.append("None: there were no validation images.")
     else:
         lines += [
-            f"{data['val_pictures']} pictures with {metrics['objects']} objects, after epoch {metrics['epoch']} "
-            f"(chosen for its AP), COCO metrics of masks with {metrics['max_dets']} detections per picture:",
+            f"{data['val_pictures']} images with {metrics['objects']} objects, after epoch {metrics['epoch']} "
+            f"(chosen for its AP), COCO metrics of masks with {metrics['max_dets']} detections per image:",
             "",
             "| " + " | ".join(METRICS) + " |",
             "|" + "---|" * len(METRICS),

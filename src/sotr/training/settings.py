@@ -287,7 +287,7 @@ def check_same_data(
     """Refuse to resume a run with other data.
 
     Raises:
-        SOTRError: classes or the number of pictures or objects differ.
+        SOTRError: classes or the number of images or objects differ.
     """
     now = {
         "class_names": list(train_data.class_names),
@@ -301,7 +301,7 @@ def check_same_data(
 
 def check_same_sharing(folder: Path, run: Mapping[str, Any], devices: Devices) -> None:
     """Refuse to resume a run whose devices shared out the weights with some that do not, or the other way round: an
-    optimiser's state is kept in another order.
+    optimizer's state is kept in another order.
 
     Raises:
         SOTRError: they differ.

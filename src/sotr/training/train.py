@@ -68,10 +68,10 @@ def train(
             folder, whose weights are the start; or a YAML or JSON file of SOTRConfig's settings.
         recipe: How to train: paper, finetune, pretrained or scratch, or a YAML file of Recipe's settings. Default:
             finetune for a trained model, pretrained for a backbone with weights, scratch for random weights.
-        epochs: Passes over the training pictures, instead of the recipe's length.
-        batch_size: Pictures per step over all devices, instead of the recipe's.
+        epochs: Passes over the training images, instead of the recipe's length.
+        batch_size: Images per step over all devices, instead of the recipe's.
         lr: Learning rate, instead of the recipe's.
-        image_size: Shortest edge of a picture in pixels, instead of the model's.
+        image_size: Shortest edge of an image in pixels, instead of the model's.
         suggest: Let a preset's image size, scale ranges and grids follow from the data, and the batch size from
             their number and the memory there is; what changes is said, and image_size, batch_size and a recipe of your
             own win.
@@ -89,19 +89,19 @@ def train(
             still be resumed.
         replay: Do the step again whose loss was not finite, from the folder that the failed run has written, and tell
             where it first went wrong; nothing else is done.
-        seed: Of the random weights, the order of the pictures and their augmentation.
+        seed: Of the random weights, the order of the images and their augmentation.
         device: auto, cpu, cuda, cuda:1 or mps.
         devices: Devices of that kind on each machine, with a process each.
         nodes: Machines; start the command on each with torchrun or srun.
         strategy: ddp, where each device has all weights; fsdp, where CUDA devices share them out; or auto.
         compile: Compile the network with torch.compile: a slow start, faster steps.
-        logger: Show curves and pictures in a tracking service too: wandb or mlflow.
-        workers: Processes per device that load pictures; 0 loads them in the main process.
+        logger: Show curves and images in a tracking service too: wandb or mlflow.
+        workers: Processes per device that load images; 0 loads them in the main process.
         max_objects: Objects per image that validation and the saved model allow; raise it for crowded images. COCO's
             name for it, max_dets, is taken too.
         train_json: Annotation file to train on, if `data` has another layout.
         val_json: Annotation file to validate on, if `data` has another layout.
-        images: Folder of the pictures, if `data` has another layout.
+        images: Folder of the images, if `data` has another layout.
         quiet: Print nothing but errors.
         normalize: Make the 1st and the 99.8th percentile of each image black and white before anything else, here and
             wherever the model is used: for microscopy, whose brightness differs from image to image.
@@ -149,7 +149,7 @@ def train(
         data, train_json=arguments.train_json, val_json=arguments.val_json, images=arguments.images
     )
     if train_data is None or not len(train_data):
-        raise SOTRError(f"{data} has no training pictures; name their annotations with --train-json")
+        raise SOTRError(f"{data} has no training images; name their annotations with --train-json")
     if val_data is not None and not len(val_data):
         val_data = None
     splits = {"train": train_data} if val_data is None else {"train": train_data, "val": val_data}
@@ -183,7 +183,7 @@ def train(
         if (reason := died(error)) is None:
             raise
         raise SOTRError(
-            f"a process that loads validation pictures died ({reason}); look at the machine's free memory, use fewer "
+            f"a process that loads validation images died ({reason}); look at the machine's free memory, use fewer "
             f"--workers, then: {shlex.join(['sotr', 'train', '--out', str(folder), '--finish'])}"
         ) from error
     except OSError as error:

@@ -21,9 +21,9 @@ SHOWN_PICTURES = 4
 
 
 class Validation:
-    """COCO mask AP of a module on the validation pictures, measured as `sotr evaluate` does.
+    """COCO mask AP of a module on the validation images, measured as `sotr evaluate` does.
 
-    Several processes share the pictures; each gets the metrics of all of them.
+    Several processes share the images; each gets the metrics of all of them.
     """
 
     def __init__(self, data: CocoDataset, options: DecodeOptions, workers: int, interrupts: Interrupts) -> None:
@@ -79,7 +79,7 @@ class Validation:
         )
 
     def pictures(self, module: SOTRModule) -> dict[str, NDArray[np.uint8]]:
-        """Some validation pictures, truth beside prediction, for the loggers."""
+        """Some validation images, truth beside prediction, for the loggers."""
         data = self._data
         with whole_weights(module):
             segmenter = self._segmenter(module)

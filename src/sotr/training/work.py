@@ -71,7 +71,7 @@ class TrainingSummary:
     model: Path
     """The model folder, ready for `sotr.load`."""
     metrics: dict[str, Any] | None
-    """Metrics of the best validation with its "epoch" (from 1); None without validation pictures."""
+    """Metrics of the best validation with its "epoch" (from 1); None without validation images."""
 
 
 @dataclass
@@ -210,7 +210,7 @@ class Work:
             keep_step(folder, module, failure, self.run["precision"])
         except (OSError, SafetensorError) as error:  # the latter hides a full disk
             where = f"the step could not be kept in {folder} ({error})"
-        remedy = "check these pictures and their annotations, or lower the learning rate"
+        remedy = "check these images and their annotations, or lower the learning rate"
         if not module.has_finite_weights():  # a gradient that was not looked at; see `on_before_optimizer_step`
             remedy = "the weights were not finite before it; lower the learning rate, or train in 32-true"
         return SOTRError(
@@ -234,8 +234,8 @@ class Work:
         data, names = self.run["data"], self.run["arguments"]
         self.console.print(
             f"{self.folder}: {names['model']}, {millions:.1f}M parameters, {self.run['weights']}; "
-            f"recipe {names['recipe']}, {module.total_iterations} steps of {self.recipe.batch_size} pictures, "
-            f"{per_epoch} per epoch; {data['train_pictures']} pictures with {data['train_objects']} objects to train "
+            f"recipe {names['recipe']}, {module.total_iterations} steps of {self.recipe.batch_size} images, "
+            f"{per_epoch} per epoch; {data['train_pictures']} images with {data['train_objects']} objects to train "
             f"on, {data['val_pictures']} to validate; {self.run['device']}, {self.run['precision']}"
             + (f"; resuming after step {first_step}" if first_step else "")
         )
@@ -267,7 +267,7 @@ class Work:
         return keeper
 
     def finish(self, keeper: RunKeeper) -> TrainingSummary:
-        """Write the model folder, the metrics, the pictures; print the table."""
+        """Write the model folder, the metrics, the images; print the table."""
         summary = TrainingSummary(self.folder, self.folder / "model", keeper.best)
         if not self.devices.main:
             return summary
@@ -304,7 +304,7 @@ class Work:
         for line in lines:
             self.console.print(line)
         self.console.print(
-            f"the model is in {self.folder / 'model'}; curves, pictures and report.html are in {self.folder}"
+            f"the model is in {self.folder / 'model'}; curves, images and report.html are in {self.folder}"
         )
         return summary
 

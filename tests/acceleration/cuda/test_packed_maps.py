@@ -24,7 +24,7 @@ def test_maps_lie_apart_in_a_packed_map_that_ends_with_them(sizes):
     layout = lay_out(tuple(sizes))
     owner = owners(layout, sizes)
     rows, columns = layout.size
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):  # neighbours of a 3x3 convolution
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):  # neighbors of a 3x3 convolution
         here = owner[: rows - dy, max(0, -dx) : columns - max(0, dx)]
         there = owner[dy:, max(0, dx) : columns - max(0, -dx)]
         assert ((here == there) | (here == 0) | (there == 0)).all()

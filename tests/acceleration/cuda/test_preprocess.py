@@ -21,7 +21,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def check(image_HW3: np.ndarray, size: tuple[int, int]) -> None:
     image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
     expected = tvf.resize(image_3HW, list(size), antialias=True)
-    # Colours that lie together, and planes.
+    # Colors that lie together, and planes.
     assert torch.equal(resize_exactly(image_3HW, size), expected)
     assert torch.equal(resize_exactly(image_3HW.contiguous(), size), expected)
     if size != (1, 1):  # to which PyTorch does not resize planes: an assertion of its own fails

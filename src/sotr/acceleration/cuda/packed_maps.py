@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """Maps of B pictures packed into one map each, R x L cells.
+    """Maps of B images packed into one map each, R x L cells.
 
     Attributes:
         layout: where they lie.

@@ -1,4 +1,4 @@
-"""Preprocessing on a GPU, with the same bits as on a CPU, so that a model sees the same picture wherever it runs.
+"""Preprocessing on a GPU, with the same bits as on a CPU, so that a model sees the same image wherever it runs.
 
 On CPUs torchvision resizes bytes with whole numbers: along each axis a new byte is the sum of old ones times weights of
 16 bits, rounded. What follows has 256 possible values per channel, which are looked up.
@@ -30,14 +30,14 @@ class Taps(NamedTuple):
 
 
 def preprocess_on_device(image_3HW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same as `preprocess` makes of a picture, whatever the device, given the size that `resized_size` tells.
+    """The same as `preprocess` makes of an image, whatever the device, given the size that `resized_size` tells.
 
     Args:
         image_3HW: uint8, RGB.
         size: (h, w).
 
     Returns:
-        float32, 3 x h x w, normalised.
+        float32, 3 x h x w, normalized.
     """
     bytes_3hw = resize_exactly(image_3HW, size)
     values_K, channels_311 = _normalised(bytes_3hw.device)

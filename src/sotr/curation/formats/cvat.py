@@ -80,7 +80,7 @@ def _image(file: Path, entry: Element, path: Path) -> LabelledImage:
     recorded = entry.get("height"), entry.get("width")
     if None not in recorded and recorded != (str(image.height), str(image.width)):
         raise SOTRError(
-            f"{file}: image {path.name} was labelled at {recorded[1]} x {recorded[0]}, but is {image.width} x "
+            f"{file}: image {path.name} was labeled at {recorded[1]} x {recorded[0]}, but is {image.width} x "
             f"{image.height}; label the image as it is"
         )
     groups: dict[tuple[str, str], list[Segmentation]] = {}

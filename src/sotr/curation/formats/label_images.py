@@ -31,7 +31,7 @@ class LabelImage:
     """Numbers of pixels."""
 
     numbers_HW: NDArray[Any]
-    """Grey values as stored, indices of a palette, or colors as 65536 R + 256 G + B."""
+    """Gray values as stored, indices of a palette, or colors as 65536 R + 256 G + B."""
     colors: NDArray[np.int64] | None
     """The colors of a palette's indices as 65536 R + 256 G + B, or None where the numbers are no indices."""
     is_color: bool
@@ -43,7 +43,7 @@ class LabelImage:
 
     @property
     def colors_HW(self) -> NDArray[Any]:
-        """The pixels as colors; grey ones stay numbers."""
+        """The pixels as colors; gray ones stay numbers."""
         return self.numbers_HW if self.colors is None else self.colors[self.numbers_HW]
 
 
@@ -75,7 +75,7 @@ def load_labels(path: Path, size: tuple[int, int] | None = None) -> LabelImage:
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
         values = values.astype(np.int64)
     if values.ndim not in (2, 3) or values.dtype.kind not in "bui":
-        raise SOTRError(f"{path}: has pixels of type {values.dtype}; masks need whole numbers, grey or in a palette")
+        raise SOTRError(f"{path}: has pixels of type {values.dtype}; masks need whole numbers, gray or in a palette")
     bits = 8 * values.dtype.itemsize
     if values.ndim == 3:
         red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))

@@ -122,10 +122,10 @@ def _image(where: str, task: dict[str, Any], path: Path) -> LabelledImage:
 def _segmentation(region: dict[str, Any], image: LabelledImage, where: str) -> Segmentation | None:
     size = region.get("original_height"), region.get("original_width")
     if region.get("image_rotation") not in (0, None):
-        raise SOTRError(f"{where}: was labelled on a turned image; turn the image itself")
+        raise SOTRError(f"{where}: was labeled on a turned image; turn the image itself")
     if None not in size and size != (image.height, image.width):
         raise SOTRError(
-            f"{where}: was labelled at {size[1]} x {size[0]}, but {image.path.name} is {image.width} x {image.height}; "
+            f"{where}: was labeled at {size[1]} x {size[0]}, but {image.path.name} is {image.width} x {image.height}; "
             "label the image as it is"
         )
     if isinstance(region.get("points"), list):

@@ -83,7 +83,7 @@ def _image(path: Path, split: str | None) -> LabelledImage:
     recorded = (data.get("imageHeight"), data.get("imageWidth"))
     if all(type(side) is int for side in recorded) and recorded != (image.height, image.width):
         raise SOTRError(
-            f"{path}: was labelled at {recorded[1]} x {recorded[0]}, but {image.path.name} is {image.width} x "
+            f"{path}: was labeled at {recorded[1]} x {recorded[0]}, but {image.path.name} is {image.width} x "
             f"{image.height}; label the image as it is"
         )
     groups: dict[tuple[str, str], list[Segmentation]] = {}
@@ -95,7 +95,7 @@ def _image(path: Path, split: str | None) -> LabelledImage:
             image.broken.append(str(error))
             continue
         if label in LEFT_OUT:
-            image.notes.append(f"shapes labelled {label} were left out: {path}")
+            image.notes.append(f"shapes labeled {label} were left out: {path}")
         elif mask is None:
             image.skipped.append(f"{where}: a {str(shape.get('shape_type'))[:40]} has no area")
         elif shape.get("group_id") is None:

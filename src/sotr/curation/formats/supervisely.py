@@ -75,7 +75,7 @@ def _image(file: Path | None, path: Path, split: str | None) -> LabelledImage:
         raise SOTRError(f'{file}: has no list "objects"; export it again')
     size = data.get("size")
     if isinstance(size, dict) and (size.get("height"), size.get("width")) != (image.height, image.width):
-        raise SOTRError(f"{file}: was labelled at another size than that of {path.name}; label the image as it is")
+        raise SOTRError(f"{file}: was labeled at another size than that of {path.name}; label the image as it is")
     for number, entry in enumerate(data["objects"], 1):
         where = f"{file} object {number}"
         try:

@@ -1,4 +1,4 @@
-// What is seen while the server works: the picture, the seconds, and a way out.
+// What is seen while the server works: the image, the seconds, and a way out.
 
 const $ = (id) => document.getElementById(id);
 

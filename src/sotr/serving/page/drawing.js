@@ -25,8 +25,8 @@ export function colourObjects(objects, classes, palette) {
   });
 }
 
-// Paint the picture with the objects on it: filled, their outlines alone, or none (`look`: fill, outline, original);
-// `scale` is canvas pixels per pixel of the picture, `pen` their line width, `texts` what is written on each, if anything.
+// Paint the image with the objects on it: filled, their outlines alone, or none (`look`: fill, outline, original);
+// `scale` is canvas pixels per pixel of the image, `pen` their line width, `texts` what is written on each, if anything.
 export function paint(canvas, bitmap, objects, scale, pen, look = "fill", texts = [], size = 13) {
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));

@@ -35,7 +35,7 @@ export function maskInBox(rle, box) {
   return { x, y, width, height, data };
 }
 
-// Centre of mass in pixels of the picture; the middle of its first pixel lies at 0.5.
+// Centre of mass in pixels of the image; the middle of its first pixel lies at 0.5.
 export function centreOf({ x, y, width, data }) {
   let [count, sumX, sumY] = [0, 0, 0];
   data.forEach((inside, index) => {
@@ -66,7 +66,7 @@ export function anchorOf({ x, y, width, height, data }) {
 const STEP_X = [1, 0, -1, 0];
 const STEP_Y = [0, 1, 0, -1];
 
-// The mask's borders, holes included, as a path in pixels of the picture. It follows the edges of the pixels, and a
+// The mask's borders, holes included, as a path in pixels of the image. It follows the edges of the pixels, and a
 // corner is a curve from the middle of one edge to the middle of the next: steps become slopes at any enlargement.
 export function outlineOf({ x, y, width, height, data }) {
   const inside = (column, row) => column >= 0 && row >= 0 && column < width && row < height && data[row * width + column];

@@ -1,4 +1,4 @@
-// The page: a picture goes to the server once, with a low score; all choosing happens here.
+// The page: an image goes to the server once, with a low score; all choosing happens here.
 import { beginBusy, endBusy } from "./busy.js";
 import { colourObjects, colourOf, mark, paint } from "./drawing.js";
 import { saveCoco, saveCsv, saveOverlay } from "./files.js";
@@ -14,9 +14,9 @@ const LONGEST_CANVAS = 8192;
 const $ = (id) => document.getElementById(id);
 
 let model = null;
-let shown = null; // { name, blob, bitmap, answer, objects, minimum, hidden, chosen, near } of the picture on the page
+let shown = null; // { name, blob, bitmap, answer, objects, minimum, hidden, chosen, near } of the image on the page
 let sample = null;
-let score = null; // the model's own, until somebody moves the slider; stays from picture to picture
+let score = null; // the model's own, until somebody moves the slider; stays from image to image
 let asking = null; // what cancels the request under way
 
 // Talking to the server.
@@ -38,7 +38,7 @@ async function loadSample() {
   $("sample-picture").src = URL.createObjectURL(sample);
 }
 
-// What the server finds in a picture, with the picture to draw. `tile`: pixels a side of the tiles in which to look.
+// What the server finds in an image, with the image to draw. `tile`: pixels a side of the tiles in which to look.
 async function look(blob, name, tile, signal) {
   if (model && blob.size > model.limits.max_bytes) {
     const limit = Math.floor(model.limits.max_bytes / 1e6);
@@ -99,7 +99,7 @@ function cancelled() {
   (shown ? $("view") : $("choose")).focus({ preventScroll: true });
 }
 
-// Several pictures, one after the other; the first that is done is shown, the others when their frames are chosen.
+// Several images, one after the other; the first that is done is shown, the others when their frames are chosen.
 async function segmentAll(files) {
   asking?.abort();
   asking = null;
@@ -128,7 +128,7 @@ async function segmentAll(files) {
   if (waiting) endBusy();
 }
 
-// The picture as the browser draws it, or null of what it does not know, such as TIFF, or shows otherwise than the model
+// The image as the browser draws it, or null of what it does not know, such as TIFF, or shows otherwise than the model
 // sees it: PNGs of 16 bits, which the server scales by their largest value.
 async function drawable(blob) {
   const head = new Uint8Array(await blob.slice(0, 25).arrayBuffer());
@@ -400,7 +400,7 @@ function take(files) {
   const [file, ...rest] = files;
   if (rest.length) segmentAll([file, ...rest]);
   else if (file) segment(file, file.name || "pasted.png");
-  else showProblem("That was not a file. Save the picture first, then drop or choose it here.");
+  else showProblem("That was not a file. Save the image first, then drop or choose it here.");
 }
 
 async function trySample() {
@@ -442,7 +442,7 @@ function listen() {
   $("view").addEventListener("keydown", onViewKey);
   $("objects").addEventListener("keydown", onListKey);
   $("save-overlay").addEventListener("click", () => {
-    saveOverlay(shown.name, shown.bitmap, visible(), textsOf(visible())).catch(() => showProblem("This browser cannot draw so large a picture."));
+    saveOverlay(shown.name, shown.bitmap, visible(), textsOf(visible())).catch(() => showProblem("This browser cannot draw so large an image."));
   });
   $("save-coco").addEventListener("click", () => saveCoco(shown.name, shown.answer, visible(), shown.minimum));
   $("save-csv").addEventListener("click", () => saveCsv(shown.name, visible()));

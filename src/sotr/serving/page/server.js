@@ -18,7 +18,7 @@ export function inPlainWords(error, name) {
   if (error instanceof Unusable) return error.message;
   if (!(error instanceof Refusal)) return "The server cannot be reached. Check that it is still running, then try again.";
   if (error.code === "unreadable_picture") {
-    return `“${name}” cannot be read as a picture. Save it as PNG, JPEG or TIFF and try again.`;
+    return `“${name}” cannot be read as an image. Save it as PNG, JPEG or TIFF and try again.`;
   }
   if (error.code === "busy") return `The server is busy. Try again in ${error.wait ?? "a few"} seconds.`;
   return `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;

@@ -1,4 +1,4 @@
-// Several pictures: looked at one after the other, each with its frame in a strip above the picture.
+// Several pictures: looked at one after the other, each with its frame in a strip above the image.
 import { inPlainWords } from "./server.js";
 
 const MOST = 24;
@@ -21,12 +21,12 @@ export async function beginStrip(files, look, show, counted, say) {
   entries = files.slice(0, MOST).map((file) => frame(file, show, say));
   $("frames").replaceChildren(...entries.map((entry) => entry.button.parentNode));
   $("strip").hidden = false;
-  if (files.length > MOST) say(`${MOST} pictures at a time: ${files.length - MOST} were left out.`);
+  if (files.length > MOST) say(`${MOST} images at a time: ${files.length - MOST} were left out.`);
   $("strip-stop").hidden = false;
   for (const entry of entries) {
     if (own.signal.aborted) break;
     tell(entry, "working …");
-    $("strip-state").textContent = `Picture ${entries.indexOf(entry) + 1} of ${entries.length}`;
+    $("strip-state").textContent = `Image ${entries.indexOf(entry) + 1} of ${entries.length}`;
     try {
       const result = await patiently(() => look(entry.file, entry.name, own.signal), own.signal, entry);
       if (own.signal.aborted) break;
@@ -52,7 +52,7 @@ export async function beginStrip(files, look, show, counted, say) {
   $("strip-stop").hidden = true;
   const done = entries.filter((entry) => entry.result).length;
   const failed = entries.filter((entry) => entry.problem).length;
-  $("strip-state").textContent = `${done} of ${entries.length} pictures${failed ? `, ${failed} cannot be used` : ""}`;
+  $("strip-state").textContent = `${done} of ${entries.length} images${failed ? `, ${failed} cannot be used` : ""}`;
   for (const entry of entries) tell(entry);
 }
 
@@ -69,7 +69,7 @@ export function endStrip() {
   $("frames").replaceChildren();
 }
 
-// After the score has changed, or the shown picture was looked at anew.
+// After the score has changed, or the shown image was looked at anew.
 export function refreshStrip(result = null) {
   if (result && shown?.file === result.blob) shown.result = { ...result, bitmap: null };
   for (const entry of entries) if (entry.result) tell(entry);

@@ -1,4 +1,4 @@
-// Enlarging and moving the picture inside its frame.
+// Enlarging and moving the image inside its frame.
 
 const MOST = 16;
 const STEP = 1.5;
@@ -14,11 +14,11 @@ export function resetZoom() {
   zoom = 1;
 }
 
-// `redraw` draws the picture at the new size.
+// `redraw` draws the image at the new size.
 export function listenToZoom(redraw) {
   const view = $("view");
 
-  // The place (x, y) of the frame keeps showing the same part of the picture.
+  // The place (x, y) of the frame keeps showing the same part of the image.
   function change(factor, x = view.clientWidth / 2, y = view.clientHeight / 2) {
     const next = factor === 0 ? 1 : Math.min(MOST, Math.max(1, zoom * factor));
     if (next === zoom) return;
