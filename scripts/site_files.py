@@ -18,8 +18,8 @@ ICON = ROOT / "src" / "sotr" / "serving" / "page" / "icon.svg"
 SHIM = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
 """What the theme's plugin `offline` loads from elsewhere."""
 WORKER = f"<script>\n{(ROOT / 'scripts' / 'file_worker.js').read_text(encoding='utf-8')}</script>"
-HYPHENED = re.compile(r"[^\s<>&;]*-[^\s<>&;]*")
-"""Flags and names, which browsers would break behind their hyphens."""
+HYPHENED = re.compile(r"[^\s<>&;]*[-./][^\s<>&;]*")
+"""Flags, names and paths, which browsers would break in the middle."""
 ON_SITE = {"src/sotr/weights/nuclei/README.md": "nuclei.md"}
 """Files with another place on the site; a README would become the index of its section."""
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#]+)")
