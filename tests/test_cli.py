@@ -28,21 +28,21 @@ class Summary:
     failures: list
 
 
-def sample(images: list[str], model: str = "nuclei", score: float = 0.3, max_objects: int | None = None,
+def sample(pictures: list[str], model: str = "nuclei", score: float = 0.3, max_objects: int | None = None,
            masks: bool = False, overlays: bool = True):
-    """Do something to images.
+    """Do something to pictures.
 
     More words that the short help leaves out.
 
     Args:
-        images: files, 100 % of them.
+        pictures: files, 100 % of them.
         model: what to use,
             on two lines.
         score: lowest score.
         max_objects: at most so many.
         masks, overlays: two switches, 50 % each.
     """
-    calls.append((images, model, score, max_objects, masks, overlays))
+    calls.append((pictures, model, score, max_objects, masks, overlays))
     if model == "bad":
         raise SOTRError("model bad: there is no\\n such model")
     if model == "interrupt":
@@ -120,7 +120,7 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
         run(["sample", "--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Do something to images." in text
+    assert "Do something to pictures." in text
     assert "files, 100 % of them." in text
     assert "what to use, on two lines. (type: str, default: nuclei)" in text
     assert text.count("two switches, 50 % each.") == 2
@@ -129,7 +129,7 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample"], "required: images; see sotr sample --help"),
+        (["sample"], "required: pictures; see sotr sample --help"),
         (["sample", "a", "--nope", "3"], "unrecognized argument --nope; see sotr sample --help"),
         (
             ["sample", "a", "--scor", "3"],
@@ -139,10 +139,10 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
         (["sample", "a", "-m", "b"], "unrecognized argument -m, did you mean '--model'?"),
         (["sample", "a", "--max-det=3"], "unrecognized argument --max-det, did you mean '--max-objects'?"),
         (["sample", "a", "--no-score"], "unrecognized argument --no-score"),
-        (["sample", "--source", "a"], "--source; give images without a flag: sotr sample PICTURES"),
-        (["sample", "--pictures=a"], "--pictures; give images without a flag: sotr sample PICTURES"),
+        (["sample", "--source", "a"], "--source; give pictures without a flag: sotr sample PICTURES"),
+        (["sample", "--pictures=a"], "--pictures; give pictures without a flag: sotr sample PICTURES"),
         (["sample", "a", "conf=0.5"], "conf=0.5 is no flag; did you mean '--score 0.5'?"),
-        (["sample", "source=a"], "source=a: give images without its name: sotr sample a"),
+        (["sample", "source=a"], "source=a: give pictures without its name: sotr sample a"),
         (["smaple", "a"], "did you mean 'sample'?; see sotr --help"),
         (["sample", "a", "--score", "high"], "score cannot be high"),
         (["sample", "a", "--max-objects", "2.5"], "max-objects cannot be 2.5"),
@@ -153,7 +153,7 @@ def test_help_comes_from_the_docstring(calls: list, capsys: pytest.CaptureFixtur
         (["sample", "a", "--config", "empty.yaml"], "empty.yaml must hold 'key: value' lines"),
         (["sample", "a", "--config", "items.yaml"], "items.yaml must hold 'key: value' lines"),
         (["sample", "a", "--config", "binary.yaml"], "binary.yaml is not valid YAML"),
-        (["sample", "--config", "one.yaml"], "one.yaml: images is 'a.png'; give a list, such as [a.png]"),
+        (["sample", "--config", "one.yaml"], "one.yaml: pictures is 'a.png'; give a list, such as [a.png]"),
         (["sample", "a", "--config", "."], ". cannot be read"),
         (["sample", "a", "--config"], "expected one argument"),
         (["sample", "a", "--score", ""], "score cannot be empty; see sotr sample --help"),
@@ -172,7 +172,7 @@ def test_bad_input_is_one_line_and_code_2(
     Path("empty.yaml").touch()
     Path("items.yaml").write_text("- 3")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
-    Path("one.yaml").write_text("images: a.png")
+    Path("one.yaml").write_text("pictures: a.png")
     assert run(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -233,7 +233,7 @@ def test_commands_of_two_words(
     assert run(["data", "sample", "a", "--score", "0.9", "--config", "settings.yaml"]) == 0
     assert calls == [(["a"], "nuclei", 0.9, 3, False, True)]
     for words, message in (
-        (["data", "sample"], "required: images; see sotr data sample --help"),
+        (["data", "sample"], "required: pictures; see sotr data sample --help"),
         (["data", "sample", "a", "--score", "x"], "score cannot be x; see sotr data sample --help"),
         (["data", "nothing"], "invalid choice: 'nothing'"),
         (["data", "--nothing"], "see sotr data --help"),

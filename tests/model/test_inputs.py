@@ -26,7 +26,9 @@ RGB = np.kron(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8), n
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
     network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
-    options = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=40, max_objects=6)
+    options = DecodeOptions(
+        cell_threshold=0.0, score_threshold=0.001, operating_score=0.0, max_candidates=40, max_objects=6
+    )
     return Segmenter(network, ["cat", "dog"], [1, 2], options, engine="pytorch")
 
 

@@ -79,7 +79,7 @@ def test_cmyk_and_the_first_frame_of_an_animation(server: Server, sample: bytes,
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientations(server: Server, expected: Instances, sample: bytes, orientation: int) -> None:
-    """However the pixels are stored, the objects are those of the upright image."""
+    """However the pixels are stored, the objects are those of the upright picture."""
     upright = Image.open(io.BytesIO(sample))
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -100,7 +100,7 @@ def test_exif_orientations(server: Server, expected: Instances, sample: bytes, o
     [
         ({"content": b"x", "headers": {"Content-Type": "text/html"}}, 415, "wrong_content_type", "'text/html'"),
         ({"data": {"image": "photo.png"}}, 415, "wrong_content_type", "multipart field 'image'"),
-        ({"files": {"picture": b"x"}}, 400, "no_picture", "no field 'image' (its fields: 'image')"),
+        ({"files": {"picture": b"x"}}, 400, "no_picture", "no field 'image' (its fields: 'picture')"),
         ({"files": {"image": (None, "/etc/passwd")}}, 400, "no_picture", "holds text, not a file"),
         ({"files": {"image": (None, "http://127.0.0.1:1/a.png")}}, 400, "no_picture", "holds text, not a file"),
         ({"files": {"image": b""}}, 400, "empty_body", "field 'image' is empty"),
@@ -182,7 +182,7 @@ def test_what_is_not_http_gets_json_too(server: Server) -> None:
 
 
 def test_a_client_that_hangs_up_harms_nobody(server: Server, sample: bytes) -> None:
-    for cut in (len(sample) // 2, len(sample)):  # in the middle of the image, and before the answer
+    for cut in (len(sample) // 2, len(sample)):  # in the middle of the picture, and before the answer
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
             head += f"Content-Length: {len(sample)}\r\n\r\n"

@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 from sotr.export import ExportedSegmenter
 from sotr.model.segmenter import Segmenter
 from sotr.serving import Limits, create_app
-from sotr.serving.app import USUAL_SCORE
 from tests.export.test_without_pytorch import WITHOUT
 from tests.serving.conftest import problem
 from tests.serving.test_api import assert_same
@@ -22,7 +21,7 @@ def test_an_exported_file_is_served_without_pytorch(
     onnx_path: Path, exported: ExportedSegmenter, sample: bytes
 ) -> None:
     # Against the file itself, whose limits are those of the model it was first exported from in this session.
-    expected = exported.predict(sample, score=max(USUAL_SCORE, exported.decode_options.score_threshold))
+    expected = exported.predict(sample, score=exported.options_for(None, None).score_threshold)
     assert len(expected) > 5
     code = WITHOUT + "from sotr.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", "0", "--timeout", "600", "--batch-size", "8"]

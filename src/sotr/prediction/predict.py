@@ -232,12 +232,10 @@ def predict(
         model.change_decoding(decode)
     if tile == "auto":
         tile = max(MIN_TILE, good_tile(model.edges, model.training_size))
-    if score is None:
-        score = model.options_for(None, None).score_threshold
+    score = model.options_for(None, None).score_threshold if score is None else score
     how = (choice, no_overlap, classes.split(",") if isinstance(classes, str) else classes)
     segmentation = Segmentation(model, score, max_objects, batch_size, tile, overlap, file_seconds, *how)
-    # No image, but the limits are checked before anything is written.
-    segmentation.check()
+    segmentation.check()  # the limits, before anything is written
     try:
         if share is not None:
             return PredictionSummary(*predict_shard(segmentation, inputs, share, out, quiet), out)
@@ -345,16 +343,16 @@ def _predict_pictures(
     extra = [counted(report.pictures - undrawn, "overlay")] * wanted.overlays
     extra += [f"{name} in {name}/" for name in FOLDERS if getattr(wanted, name)]
     console.print(
-        f"{report.pictures} of {counted(len(picked), 'picture')} in {time.perf_counter() - started:.1f} s; "
+        f"{report.pictures} of {counted(len(picked), 'image')} in {time.perf_counter() - started:.1f} s; "
         f"in {escape(str(out))}: {', '.join(told + extra)}"
     )
     limit = f"of more than {MAX_PIXELS / 1e6:.0f} megapixels"
     if wanted.overlays and undrawn:
-        console.print(f"no overlay of {counted(undrawn, 'picture')} {limit}")
+        console.print(f"no overlay of {counted(undrawn, 'image')} {limit}")
     if large and (lacking := [word for name, word in TOO_LARGE.items() if getattr(wanted, name)]):
-        console.print(f"no {', '.join(lacking)} of {counted(large, 'picture')} {limit}")
+        console.print(f"no {', '.join(lacking)} of {counted(large, 'image')} {limit}")
     if table is not None and table.unmeasured:
-        console.print(f"no intensities of {counted(table.unmeasured, 'picture')}, too large to be read at once")
+        console.print(f"no intensities of {counted(table.unmeasured, 'image')}, too large to be read at once")
     for line in remarks.lines():
         console.print(escape(line))
     print_failures(failures)

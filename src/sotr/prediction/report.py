@@ -112,7 +112,7 @@ class Remarks:
         found = []
         if self.shrunk:
             found.append(
-                f"{counted(self.shrunk, 'picture')} shrunk by a factor of up to {self.most_shrunk:.1f} "
+                f"{counted(self.shrunk, 'image')} shrunk by a factor of up to {self.most_shrunk:.1f} "
                 f"{compared(self.training_size)}; to find small objects, use --tile auto"
             )
         if self.dim:

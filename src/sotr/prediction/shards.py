@@ -140,7 +140,7 @@ def predict_shard(
     seconds = max(time.perf_counter() - started, 1e-9)
     before = f" ({done.earlier:,} before)" if done.earlier else ""
     console.print(
-        f"shard {shard.index} of {shard.count}: {done.pictures:,} of {counted(own - done.earlier, 'picture')}{before} "
+        f"shard {shard.index} of {shard.count}: {done.pictures:,} of {counted(own - done.earlier, 'image')}{before} "
         f"in {seconds:.1f} s, {done.pictures / seconds:.1f} per second; {escape(str(folder))}"
     )
     if done.pictures:
