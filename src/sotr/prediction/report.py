@@ -65,7 +65,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def print_failures(failures: Sequence[tuple[str, str]], noun: str = "picture") -> None:
+def print_failures(failures: Sequence[tuple[str, str]], noun: str = "image") -> None:
     """List what could not be read on standard error."""
     if not failures:
         return

@@ -190,7 +190,7 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
     for key, value in run.items():
         if earlier.get(key) != json.loads(json.dumps(value)):
             raise SOTRError(
-                f"{out} holds a run with other {key.replace('_', ' ')}; repeat its command, or choose another --out"
+                f"{out} holds a run with other {'images' if key == 'pictures' else key.replace('_', ' ')}; repeat its command, or choose another --out"
             )
     return total
 
