@@ -189,9 +189,8 @@ def _open_run(segmentation: Segmentation, inputs: Inputs, shard: Shard, out: Pat
         raise SOTRError(f"{path} is damaged; choose another folder with --out") from None
     for key, value in run.items():
         if earlier.get(key) != json.loads(json.dumps(value)):
-            raise SOTRError(
-                f"{out} holds a run with other {'images' if key == 'pictures' else key.replace('_', ' ')}; repeat its command, or choose another --out"
-            )
+            what = "images" if key == "pictures" else key.replace("_", " ")
+            raise SOTRError(f"{out} holds a run with other {what}; repeat its command, or choose another --out")
     return total
 
 
