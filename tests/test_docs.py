@@ -28,6 +28,8 @@ from mahotas import demos
 from PIL import Image
 
 from sotr.cli import COMMANDS, GROUPS, build_parser
+from sotr.config import TRANSFORMERS
+from sotr.network.transformer import LAYERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -186,6 +188,10 @@ def test_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", f"{programs(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    names_of_layers = list(TRANSFORMERS)  # a page may add a layer, which is gone after it
+    for module in ("sotr.config", "sotr.network.transformer"):
+        monkeypatch.setattr(f"{module}.TRANSFORMERS", names_of_layers)
+    monkeypatch.setattr("sotr.network.transformer.LAYERS", dict(LAYERS))
     names: dict[str, object] = {}
     for block in (block for block in BLOCKS if block.page == page):
         if block.title:

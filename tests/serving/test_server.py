@@ -62,7 +62,9 @@ def test_accepted_connections_send_small_answers_at_once() -> None:
 
 
 def wait_until_busy(server: Server) -> None:
+    deadline = time.monotonic() + 60
     while server.metric("sotr_uploads") < 1:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -88,12 +90,12 @@ def test_slow_clients_shut_out_nobody_and_are_cut(strict: Server, sample: bytes)
 def test_slow_files_do_not_keep_the_service_from_working(sample: bytes) -> None:
     """Two such files, after which a good image was answered 504 while the server called itself ready; and SIGTERM while
     others are being decoded ends the process."""
-    body = jpeg_of_scans(240, 4992)
+    body, slower = jpeg_of_scans(240, 4992), jpeg_of_scans(250, 12000)
     with (
         running("--timeout", "6", "--engine", "pytorch", "--max-pixels", "200000000") as server,
         ThreadPoolExecutor(8) as clients,
     ):
-        slow = [clients.submit(server.post, jpeg_of_scans(250, 12000)) for _ in range(4)]
+        slow = [clients.submit(server.post, slower) for _ in range(4)]
         wait_for_decoders(server, 2)
         assert [problem(each.result())[:2] for each in slow] == [(504, "timeout")] * 4
         deadline = time.monotonic() + 5
@@ -118,7 +120,9 @@ def post_from(address: str, server: Server, body: bytes) -> httpx.Response:
 
 
 def wait_for_decoders(server: Server, count: int) -> None:
+    deadline = time.monotonic() + 60
     while server.metric("sotr_decoders_busy") < count:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
