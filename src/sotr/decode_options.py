@@ -37,10 +37,10 @@ class DecodeOptions:
     upsample: Literal["logits", "probabilities"] = "logits"
     """What is resized to the image before it is thresholded."""
     score_threshold: float = 0.05
-    """Final score, in 0..1, below which an object is dropped, and not even measured."""
+    """Final score, in 0..1, below which an object is dropped, in evaluation too."""
     operating_score: float = 0.3
-    """Final score, in 0..1, from which objects are given to those who name no other. Training chooses the one with the
-    best F1 on the validation images."""
+    """Lowest final score, in 0..1, of the objects that `predict` returns by default. Training sets it to the score with
+    the best F1 on the validation images."""
     max_objects: int = 100
     """Objects, best first, that are returned."""
 

@@ -1,9 +1,9 @@
 """A quicker start for the command line: torchvision and timm without PyTorch's compiler.
 
-Both import `torch._dynamo` when they are imported, which takes as long as PyTorch itself, for functions that only
-`torch.compile` needs. Here stand-ins take its place while they are imported, and are gone afterwards: whoever imports
-the compiler later gets the real one. Stand-ins are seen by every thread, and timm's functions are then no longer
-marked for `torch.compile`; so this is for commands, which have one thread and compile nothing, and never for a library.
+Importing torchvision or timm imports `torch._dynamo`, which only `torch.compile` needs and which takes long. Here a
+stand-in takes the place of `torch._dynamo` during these imports and is removed afterwards, so that a later import gets
+the real module. All threads see the stand-in, and timm's functions are not marked for `torch.compile`. Therefore only
+the command `sotr predict` does this, which has one thread at that time and compiles nothing; a library must not.
 """
 
 import sys

@@ -300,6 +300,6 @@ def _show(metrics: Metrics, console: Console, title: str, seconds: float) -> Non
     )
     console.print(table)
     if metrics.operating_score is not None:
-        console.print(f"best F1 {number(metrics.f1)}, with objects from a score of {metrics.operating_score} on")
+        console.print(f"best F1 {number(metrics.f1)} at score {metrics.operating_score}")
     if len(metrics.per_class) > 1:
         console.print(class_table(metrics.to_dict(), "per class"))

@@ -1,4 +1,4 @@
-"""The score from which a model's objects are shown: where precision and recall are best together."""
+"""The default score of a model: the score with the best F1."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,11 +12,11 @@ LEAST_IOU = 0.5
 """Overlap from which a detection is right."""
 
 RANGE = (0.05, 0.95)
-"""Scores that are chosen among; rounded to two decimals, for people read and write them."""
+"""Lowest and highest score to choose. Scores are rounded to two decimals, so that people can type them."""
 
 
 class OperatingPoint(NamedTuple):
-    """A score, and what detections from it on are worth."""
+    """A score, and the F1 of the detections with at least this score."""
 
     score: float
     f1: float

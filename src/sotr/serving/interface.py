@@ -112,7 +112,7 @@ class ModelDescription(BaseModel):
     classes: list[ClassName]
     colors: list[str] = Field(description="in which objects are drawn, as #rrggbb")
     lowest_score: float
-    usual_score: float = Field(description="from which objects are given to those who name no other")
+    usual_score: float = Field(description="lowest score of the objects in an answer, unless the request sets another")
     max_objects: int
     limits: AcceptedLimits
 

@@ -138,8 +138,8 @@ class Work:
         if newest is not None and newest[1]["callbacks"].get(keeper.state_key, {}).get("finished"):
             keeper.load_state_dict(newest[1]["callbacks"][keeper.state_key])
             self.console.print(
-                f"this run was finished after {duration(keeper.seconds)}; its model and report are made anew; to train "
-                f"longer, start another from its model: sotr train DATA --model {self.folder}"
+                f"this run was finished after {duration(keeper.seconds)}; now only its model folder and report are "
+                f"written again; to train longer, start a new run: sotr train DATA --model {self.folder}"
             )
             return keeper
         resume_from = None if newest is None else newest[0]
@@ -294,8 +294,8 @@ class Work:
             self.console.print(class_table(keeper.best, f"validation after epoch {keeper.best['epoch']}"))
             if operating_score is not None:
                 self.console.print(
-                    f"the model gives objects from a score of {operating_score} on: its best F1 on these images, "
-                    f"{keeper.best['f1']:.3f}"
+                    f"default score of the model: {operating_score}, with the best F1 on these images "
+                    f"({keeper.best['f1']:.3f})"
                 )
         rows = read_log(self.folder / "logs" / "csv")
         steps = max((int(row["step"]) for row in rows), default=0)

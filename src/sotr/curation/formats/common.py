@@ -236,15 +236,6 @@ def split_of(name: str) -> str | None:
     return SPLITS.get(name.lower())
 
 
-def first_jsons(folder: Path, most: int = 5) -> Iterator[Any]:
-    """The values of the first JSON files in a folder that are valid."""
-    for path in sorted(folder.glob("*.json"))[:most]:
-        try:
-            yield read_json(path)
-        except SOTRError:
-            continue
-
-
 def below(folder: Path, ending: str) -> list[Path]:
     """Files of an ending in a folder and those in it, sorted; hidden ones aside."""
     found = sorted(folder.rglob(f"*{ending}"))
