@@ -91,17 +91,29 @@ def plain_source(source: Any) -> str | Path | bytes | Image.Image | NDArray[Any]
     raise SOTRError(f"{type(source).__name__} is no image; give {KINDS}")
 
 
+def http_opener() -> OpenerDirector:
+    """An opener for http and https only. That of urllib also follows redirects to FTP."""
+    opener = OpenerDirector()
+    for handler in (
+        ProxyHandler,
+        UnknownHandler,
+        HTTPHandler,
+        HTTPSHandler,
+        HTTPRedirectHandler,
+        HTTPDefaultErrorHandler,
+        HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 def fetched(url: str) -> bytes:
     """What is at an http or https address: at most `URL_BYTES`, within `URL_SECONDS`.
 
     Raises:
         SOTRError: it cannot be had, is too large, or takes too long.
     """
-    opener = OpenerDirector()  # without the ways to files and FTP servers, to which an answer could redirect
-    for handler in (ProxyHandler(), UnknownHandler(), HTTPHandler(), HTTPSHandler(), HTTPRedirectHandler()):
-        opener.add_handler(handler)
-    opener.add_handler(HTTPDefaultErrorHandler())
-    opener.add_handler(HTTPErrorProcessor())
+    opener = http_opener()
     opener.addheaders = [("User-Agent", "sotr")]
     end, content = time.monotonic() + URL_SECONDS, bytearray()
     try:

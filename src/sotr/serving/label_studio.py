@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from sotr.data.sources import http_opener
 from sotr.errors import SOTRError
 from sotr.results.label_studio import Control, control_of, prediction
 from sotr.serving.exchange import Content, accepts_gzip, client_of, compact, packed
@@ -97,7 +98,7 @@ class LabelStudio:
             asked.add_unredirected_header("Authorization", f"{kind} {self.token}")  # not to the store it leads to
         body = bytearray()
         try:
-            with _opener().open(asked, timeout=min(PAUSE, seconds)) as answer:
+            with http_opener().open(asked, timeout=min(PAUSE, seconds)) as answer:
                 while piece := answer.read(1 << 16):
                     body += piece
                     if len(body) > max_bytes:
@@ -189,19 +190,3 @@ def _control(configuration: object, class_names: tuple[str, ...]) -> Control:
 def _origin(address: str) -> tuple[str, str]:
     parts = urlsplit(address)
     return parts.scheme.lower(), parts.netloc.lower()
-
-
-def _opener() -> web.OpenerDirector:
-    """For HTTP alone, where urllib's own follows redirects to FTP, too."""
-    opener = web.OpenerDirector()
-    for handler in (
-        web.ProxyHandler,
-        web.UnknownHandler,
-        web.HTTPHandler,
-        web.HTTPSHandler,
-        web.HTTPDefaultErrorHandler,
-        web.HTTPRedirectHandler,
-        web.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
-    return opener
