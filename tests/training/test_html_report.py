@@ -136,7 +136,7 @@ def test_empty_axes_say_why(coco_folder: Path, tmp_path: Path, segmenter: Segmen
     write_report(tmp_path / "r.html", segmenter, data, RUN, metrics, rows, 1.0)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "0 in all validations so far" in text
-    assert "no mask found overlaps a true object so much" in text
+    assert "no detection matches an object" in text
     rows = [row(1), {"step": 1, "epoch": 1, "AP": 0.1, "AP50": 0.2, "AP75": 0.0}]
     write_report(tmp_path / "r.html", segmenter, None, RUN, None, rows, 1.0)
     assert "so far" not in (tmp_path / "r.html").read_text(encoding="utf-8")

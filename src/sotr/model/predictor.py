@@ -236,8 +236,8 @@ class Predictor(ABC, Generic[Prepared]):
         """
 
     def options_for(self, score: float | None, max_objects: int | None) -> DecodeOptions:
-        """The model's decoding for those who use it: objects from its operating score on, or from another, and no more
-        than another number of them, where given.
+        """The decoding options of `predict`: those of the model, with its operating score as the lowest score unless
+        `score` is given, and with `max_objects` if that is given.
 
         Raises:
             SOTRError: one of them is out of range.

@@ -186,7 +186,7 @@ class Report:
         if self.pictures == 1 and self.first is not None:
             return self._objects_table(self.first)
         table = Table(show_footer=self.pictures > 1)
-        table.add_column("picture", f"{self.pictures:,} images", overflow="fold")
+        table.add_column("image", f"{self.pictures:,} images", overflow="fold")
         for heading, total in zip(("objects", "mean score", "mean area px", "covered"), self._totals(), strict=True):
             table.add_column(heading, total, justify="right")
         columns = 5 if self.one_class else 6

@@ -154,7 +154,7 @@ def _precision_recall(curves_of: Mapping[str, NDArray[np.float64]], metrics: Map
     if len(curves_of) > 1:
         axes.plot(recall, np.mean(list(curves_of.values()), 0), color=INK, linewidth=2.6, label="mean of all classes")
     if not any(np.any(curve > 0) for curve in curves_of.values()):
-        axes.text(0.5, 0.5, "no mask found overlaps a true object so much", ha="center", color=INK)
+        axes.text(0.5, 0.5, "no detection matches an object", ha="center", color=INK)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_ylabel("precision", color=INK)
     dress(axes, "masks that overlap by an IoU of 0.50", "recall", INK)
