@@ -91,6 +91,9 @@ class SOTRConfig:
     kernel_size 3, and the same for 1, at 16 times the memory."""
     dynamic_kernels: bool = True
     """Predict each cell's convolution from its features, or learn it once for all images (Table 5)."""
+    position_waves: int = 0
+    """Waves of position W beside the mask features, the first of half a period over the image, each other twice as
+    short: a mask then knows where its cell is, and starts as a disc around it. Not in the paper; 0 leaves them out."""
     image_size: int = 800
     """Shortest edge, in pixels, to which images are resized."""
     max_image_size: int = 1333
@@ -164,6 +167,13 @@ class SOTRConfig:
             raise SOTRError(f"mask_feature_stride is {self.mask_feature_stride}; choose {MASK_STRIDE} or 1")
         if self.kernel_size not in (1, 3):
             raise SOTRError(f"kernel_size is {self.kernel_size}; choose 1 or 3")
+        if not 0 <= self.position_waves <= 10:
+            raise SOTRError(f"position_waves is {self.position_waves}; it must lie in 0..10")
+        if self.position_waves and (self.kernel_size != 1 or not self.dynamic_kernels or self.variant != "paper"):
+            raise SOTRError(
+                "position_waves need kernel_size 1, dynamic kernels and the paper variant; set position_waves to 0, or "
+                "change those"
+            )
         if (ends := self.intensity_percentiles) and not (len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100):
             raise SOTRError(f"intensity_percentiles is {ends[:8]}; give two in 0..100, the smaller first, or none")
         if self.max_image_size < self.image_size:
@@ -177,9 +187,14 @@ class SOTRConfig:
         return sum(grid * grid for grid in self.grids)
 
     @property
+    def feature_channels(self) -> int:
+        """Channels that a cell's convolution reads: E, and those of the waves of position with the ones."""
+        return self.mask_channels + (4 * self.position_waves + 1 if self.position_waves else 0)
+
+    @property
     def kernel_parameters(self) -> int:
         """D = lambda^2 E, the parameters of the convolution that makes a cell's mask (section 3.2)."""
-        return self.kernel_size**2 * self.mask_channels
+        return self.kernel_size**2 * self.feature_channels
 
     @classmethod
     def preset(cls, name: str, num_classes: int = 80) -> "SOTRConfig":
@@ -249,6 +264,7 @@ _PRESETS = {
         scale_ranges=((1, 48), (24, 96), (48, 192), (96, 384), (192, 2048)),
         mask_stage_channels=64,
         mask_channels=128,
+        position_waves=6,
         image_size=384,
         max_image_size=640,
     ),

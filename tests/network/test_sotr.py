@@ -26,7 +26,7 @@ def test_shapes(network, batch, height, width):
         predictions = network(torch.randn(batch, 3, height, width))
     assert predictions.class_logits_BKM.shape == (batch, NANO.num_cells, 3)
     assert predictions.kernels_BKD.shape == (batch, NANO.num_cells, NANO.kernel_parameters)
-    assert predictions.mask_features_BEhw.shape == (batch, NANO.mask_channels, height // 4, width // 4)
+    assert predictions.mask_features_BEhw.shape == (batch, NANO.feature_channels, height // 4, width // 4)
     assert all(torch.isfinite(tensor).all() for tensor in predictions)
 
 

@@ -107,7 +107,7 @@ def explain(
     features_Ehw = predictions.mask_features_BEhw[0].float().cpu()
 
     sheets = {
-        "mask-features": _mask_features(view, features_Ehw, channels),
+        "mask-features": _mask_features(view, features_Ehw[: config.mask_channels], channels),
         "class-scores": _class_score_maps(view, grids_NN),
     }
     numbers: dict[str, NDArray[Any]] = {"mask_features": features_Ehw.numpy(), "cell": np.array((level, row, column))}

@@ -10,6 +10,7 @@ from sotr.config import INPUT_DIVISOR, SOTRConfig, SOTRError
 from sotr.network.backbone import FPN, Backbone
 from sotr.network.heads import ClassHead, KernelHead, StaticKernels
 from sotr.network.mask_features import MaskFeatures
+from sotr.network.positions import PositionedKernelHead, PositionFeatures
 from sotr.network.transformer import Transformer
 
 
@@ -50,14 +51,19 @@ class SOTR(nn.Module):
         self.fpn = FPN(self.backbone.channels, config.width)
         self.transformer = self.make_transformer(config)
         self.class_head = ClassHead(config.width, config.num_classes)
-        self.kernel_head = (
-            KernelHead(config.width, config.kernel_parameters)
-            if config.dynamic_kernels
-            else StaticKernels(config.num_cells, config.kernel_parameters)
-        )
+        self.kernel_head: nn.Module
+        if config.position_waves:
+            self.kernel_head = PositionedKernelHead(
+                config.width, config.mask_channels, config.grids, config.position_waves
+            )
+        elif config.dynamic_kernels:
+            self.kernel_head = KernelHead(config.width, config.kernel_parameters)
+        else:
+            self.kernel_head = StaticKernels(config.num_cells, config.kernel_parameters)
         self.mask_features = MaskFeatures(
             config.width, config.mask_stage_channels, config.mask_channels, config.mask_feature_stride
         )
+        self.positions = PositionFeatures(config.position_waves) if config.position_waves else None
 
     def make_transformer(self, config: SOTRConfig) -> nn.Module:
         """The module of Figure 2 that turns maps into maps."""
@@ -88,9 +94,10 @@ class SOTR(nn.Module):
             mask_levels[index] = feature
 
         cells_BKC = torch.cat([x_BCNN.flatten(2).transpose(1, 2) for x_BCNN in levels_BCNN], 1)
-        return DensePredictions(
-            self.class_head(cells_BKC), self.kernel_head(cells_BKC), self.mask_features(mask_levels)
-        )
+        features_BEhw = self.mask_features(mask_levels)
+        if self.positions is not None:  # not in the paper
+            features_BEhw = self.positions(features_BEhw)
+        return DensePredictions(self.class_head(cells_BKC), self.kernel_head(cells_BKC), features_BEhw)
 
     def patches(self, features: list[Tensor]) -> list[Tensor]:
         """P2..P6, each resampled to its level's N x N patches."""
