@@ -15,12 +15,12 @@ from benchmarks import synthetic
 from benchmarks.measure import Parts, Stopwatch, alternate, device_peak, peak_memory
 from benchmarks.on_card import costs
 from benchmarks.report import Row, timed
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.batches import Batch, Sample, collate
 from sotr.data.transforms import Augmentation, augment
 from sotr.info import count_components
 from sotr.learning import LossOptions, sotr_losses
-from sotr.network import SOTR
 from sotr.training.module import attention_for
 
 WHAT = (
@@ -161,7 +161,7 @@ class _Ours:
     def __init__(self, preset: str, conditions: Conditions, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.config, self.conditions = SOTRConfig.preset(preset, CLASSES), conditions
-        self.network = SOTR(self.config).to(memory_format=torch.channels_last).to(conditions.device)
+        self.network = build_network(self.config).to(memory_format=torch.channels_last).to(conditions.device)
         self.forward = torch.compile(self.network.forward) if compiled else self.network.forward
         self.optimizer = _optimizer(self.network)
 

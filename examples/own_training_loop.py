@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import torch
 
-from sotr import SOTR, SOTRConfig
+from sotr import SOTRConfig, build_network
 from sotr.learning import LossOptions, Targets, assign, sotr_losses
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 torch.manual_seed(0)
 
 config = replace(SOTRConfig.preset("sotr-nano", num_classes=2), depth=1, grids=(16, 12, 8, 6, 4))
-network = SOTR(config)
+network = build_network(config)
 optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4)
 
 # One picture of 64 x 96 with two objects. Masks are coverages, 0 to 255, at a quarter of the picture's size.

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.info import count_components, info
-from sotr.network import SOTR
 
 SMALL = SOTRConfig(
     num_classes=3,
@@ -53,7 +53,7 @@ def test_components_sum_up_to_the_network(dynamic_kernels: bool) -> None:
     assert list(counted) == ["backbone", "fpn", "transformer", "class_head", "kernel_head", "mask_features"]
     assert total.macs == sum(component.macs for component in counted.values())
     assert total.parameters == sum(component.parameters for component in counted.values())
-    assert total.parameters == sum(parameter.numel() for parameter in SOTR(config).parameters())
+    assert total.parameters == sum(parameter.numel() for parameter in build_network(config).parameters())
 
 
 def test_counting_uses_no_memory_and_no_random_numbers() -> None:

@@ -29,6 +29,7 @@ TINY = replace(
     grids=(8, 6, 4, 3, 2),
     mask_stage_channels=32,
     mask_channels=32,
+    position_waves=0,
     image_size=64,
     max_image_size=96,
 )
@@ -54,6 +55,7 @@ def trained(config=TINY):
     "settings",
     [
         {"transformer": "hybrid_twin"},
+        {"position_waves": 4},
         {"transformer": "pure_twin", "kernel_size": 3},
         {"transformer": "original", "mask_transformer_levels": (4, 5)},
         {"transformer": "none", "mask_transformer_levels": (), "dynamic_kernels": False},

@@ -10,13 +10,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.curation.advice import LOST, fitting_batch_size, free_memory, mirroring, picture_memory, suggest
 from sotr.curation.grids import Objects, fit_to_grids, input_sizes, objects_of
 from sotr.curation.synthetic import write_synthetic
 from sotr.data.coco import CocoDataset, load_coco
 from sotr.learning import Targets, assign
-from sotr.network import SOTR
 from sotr.training.module import attention_for
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_memory_bounds_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_memory_is_that_of_a_real_step() -> None:
     """Against what autograd keeps for the backward pass, each storage once."""
-    network = SOTR(NANO).train()
+    network = build_network(NANO).train()
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}
 

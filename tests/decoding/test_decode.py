@@ -12,7 +12,11 @@ from sotr.errors import SOTRError
 from sotr.network import DensePredictions
 
 CONFIG = replace(
-    SOTRConfig.preset("sotr-nano", num_classes=2), grids=(6, 4, 3, 2, 1), mask_channels=32, mask_stage_channels=32
+    SOTRConfig.preset("sotr-nano", num_classes=2),
+    grids=(6, 4, 3, 2, 1),
+    mask_channels=32,
+    mask_stage_channels=32,
+    position_waves=0,
 )
 NAMES, IDS = ("cat", "dog"), (17, 18)
 

@@ -20,7 +20,11 @@ from sotr.network import DensePredictions, mask_logits
 DECODE = sys.modules["sotr.decoding.decode"]
 CLASSES = 3
 CONFIG = replace(
-    SOTRConfig.preset("sotr-nano", num_classes=CLASSES), grids=(9, 6, 4, 3, 2), mask_channels=32, mask_stage_channels=32
+    SOTRConfig.preset("sotr-nano", num_classes=CLASSES),
+    grids=(9, 6, 4, 3, 2),
+    mask_channels=32,
+    mask_stage_channels=32,
+    position_waves=0,
 )
 IMAGE, ORIGINAL = (44, 80), (61, 97)
 

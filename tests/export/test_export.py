@@ -25,7 +25,6 @@ from sotr.export.description import METADATA_KEY, ExportDescription
 from sotr.export.int8 import quantized
 from sotr.export.write import write_openvino
 from sotr.model.segmenter import Segmenter
-from sotr.network import SOTR
 from sotr.results.instances import Instances
 from tests.scenes import discs
 
@@ -178,7 +177,7 @@ def test_the_file_says_all_that_is_needed(onnx_path: Path, nuclei: Segmenter) ->
 @pytest.mark.slow  # the graph is a part of the other one
 def test_raw_predictions_equal_pytorch(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), depth=1)).eval()
+    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=3), depth=1)).eval()
     segmenter = Segmenter(network, ["a", "b", "c"], [3, 1, 2], name="random")
     path = export(segmenter, out=tmp_path / "raw.onnx", raw=True, quiet=True)
     session = onnxruntime.InferenceSession(path)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import sotr
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model.segmenter import Segmenter
-from sotr.network import SOTR
 
 RGB = np.kron(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
 
@@ -25,7 +25,7 @@ RGB = np.kron(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8), n
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
+    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
     options = DecodeOptions(
         cell_threshold=0.0, score_threshold=0.001, operating_score=0.0, max_candidates=40, max_objects=6
     )

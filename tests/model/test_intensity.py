@@ -9,6 +9,7 @@ import pytest
 import tifffile
 import torch
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.batches import EvalDataset, domain_of
 from sotr.data.choice import Choice
@@ -19,7 +20,6 @@ from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.export.description import ExportDescription
 from sotr.model.segmenter import Segmenter, load
-from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.results.instances import Instances
 
@@ -32,7 +32,7 @@ LENIENT = DecodeOptions(
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(SOTR(CONFIG), ["cell"], [1], LENIENT, engine="pytorch")
+    return Segmenter(build_network(CONFIG), ["cell"], [1], LENIENT, engine="pytorch")
 
 
 @pytest.fixture(scope="module")

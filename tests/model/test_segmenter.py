@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import sotr
 from sotr.acceleration.accelerate import plain_steps
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.data.traits import Domain, Traits
 from sotr.decoding import DecodeOptions
@@ -28,7 +29,6 @@ from sotr.errors import SOTRError
 from sotr.model import segmenter as model_module
 from sotr.model.predictor import ENGINE_AFTER
 from sotr.model.segmenter import Segmenter, bundled_models, choose_device, load
-from sotr.network import SOTR
 from sotr.results.instances import Instances
 from sotr.serving.sample import draw_sample
 
@@ -41,7 +41,7 @@ LENIENT = DecodeOptions(
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=128, max_image_size=192))
+    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=128, max_image_size=192))
     return Segmenter(
         network, ["cat", "dog", "bird"], [3, 17, 90], LENIENT, "random", card="# A card\n", engine="pytorch"
     )
@@ -225,7 +225,7 @@ def test_half_precision(segmenter: Segmenter, saved: Path, tmp_path: Path, pictu
 
 
 def test_weights_beyond_half_precision_are_kept(tmp_path: Path) -> None:
-    network = SOTR(SOTRConfig.preset("sotr-nano", num_classes=1))
+    network = build_network(SOTRConfig.preset("sotr-nano", num_classes=1))
     name, parameter = next(iter(network.named_parameters()))
     with torch.no_grad():
         parameter.flatten()[0] = 1e6

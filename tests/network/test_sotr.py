@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sotr.building import build_network
 from sotr.config import PRESETS, SOTRConfig
 from sotr.errors import SOTRError
 from sotr.network import SOTR
 from sotr.network.dynamic_convolution import mask_logits
 from sotr.network.mask_features import MaskFeatures
 
-NANO = SOTRConfig.preset("sotr-nano", num_classes=3)
+NANO = replace(SOTRConfig.preset("sotr-nano", num_classes=3), position_waves=0)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_unfit_backbone_is_named(backbone, message):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build(name):
     with torch.device("meta"):
-        network = SOTR(SOTRConfig.preset(name))
+        network = build_network(SOTRConfig.preset(name))
     assert sum(parameter.numel() for parameter in network.parameters()) > 1e6
 
 

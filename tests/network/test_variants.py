@@ -20,6 +20,7 @@ NANO = replace(
     SOTRConfig.preset("sotr-nano", num_classes=3),
     grids=(8, 6, 5, 4, 3),
     scale_ranges=((1, 16), (8, 32), (16, 64), (32, 96), (64, 2048)),
+    position_waves=0,
 )
 
 VARIANTS = {
@@ -33,6 +34,7 @@ VARIANTS = {
     "static_kernels": {"dynamic_kernels": False},
     "static_without_transformer": {"dynamic_kernels": False, "transformer": "none", "mask_transformer_levels": ()},
     "kernel_3": {"kernel_size": 3},
+    "position_waves": {"position_waves": 5},
     "deformable": {"deformable_stages": (3, 4, 5)},
     "convnext": {"backbone": "convnext_atto"},
     "mobilenetv3": {"backbone": "mobilenetv3_small_050"},
@@ -74,8 +76,8 @@ def test_shapes_and_round_trip(config, tmp_path):
     with torch.no_grad():
         predictions = network(images)
     assert predictions.class_logits_BKM.shape == (2, config.num_cells, 3)
-    assert predictions.kernels_BKD.shape == (2, config.num_cells, config.kernel_size**2 * config.mask_channels)
-    assert predictions.mask_features_BEhw.shape == (2, config.mask_channels, 16, 24)
+    assert predictions.kernels_BKD.shape == (2, config.num_cells, config.kernel_parameters)
+    assert predictions.mask_features_BEhw.shape == (2, config.feature_channels, 16, 24)
 
     assert SOTRConfig.from_dict(config.to_dict()) == config
     torch.save(network.state_dict(), tmp_path / "weights.pt")

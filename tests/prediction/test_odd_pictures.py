@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.decoding import DecodeOptions
 from sotr.model.segmenter import Segmenter
-from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.prediction.ledger import LEDGER_FILE
 
@@ -25,7 +25,7 @@ TILES = [None, 64]
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
+    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
     options = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=20, max_objects=4)
     return Segmenter(network, ["cat", "dog"], [3, 17], options, "random")
 

@@ -19,13 +19,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from sotr.building import build_network
 from sotr.cli import build_parser, run
 from sotr.config import SOTRConfig
 from sotr.data.traits import Domain, Traits
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
 from sotr.model.segmenter import Segmenter
-from sotr.network import SOTR
 from sotr.prediction import predict
 from sotr.prediction.ledger import LEDGER_FILE
 from sotr.prediction.output import output_names, relative_names, result_files
@@ -39,7 +39,7 @@ SCORE = 0.002
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    network = SOTR(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=96, max_image_size=128))
+    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=96, max_image_size=128))
     options = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=40, max_objects=6)
     return Segmenter(network, ["cat", "dog", "bird"], [3, 17, 90], options, "random")
 

@@ -10,7 +10,6 @@ from sotr.config import INPUT_DIVISOR, SOTRConfig, SOTRError
 from sotr.network.backbone import FPN, Backbone
 from sotr.network.heads import ClassHead, KernelHead, StaticKernels
 from sotr.network.mask_features import MaskFeatures
-from sotr.network.positions import PositionedKernelHead, PositionFeatures
 from sotr.network.transformer import Transformer
 
 
@@ -23,7 +22,7 @@ class DensePredictions(NamedTuple):
     class_logits_BKM: Tensor
     kernels_BKD: Tensor
     mask_features_BEhw: Tensor
-    """h = H / 4, w = W / 4, unless the configuration has another `mask_feature_stride`."""
+    """h = H / 4, w = W / 4, unless the configuration has another `mask_feature_stride`; E is its `feature_channels`."""
 
 
 class SOTR(nn.Module):
@@ -38,32 +37,29 @@ class SOTR(nn.Module):
 
     variant = "paper"
     """The `SOTRConfig.variant` that this class implements."""
+    positioned = False
+    """Whether its kernels read `SOTRConfig.position_waves`, which is not the paper's."""
 
     def __init__(self, config: SOTRConfig) -> None:
         super().__init__()
-        if config.variant != self.variant:
+        if (config.variant, config.position_waves > 0) != (self.variant, self.positioned):
             raise SOTRError(
-                f"{type(self).__name__} is the network of variant {self.variant!r}, not {config.variant!r}; "
-                "build either with sotr.build_network(config)"
+                f"{type(self).__name__} is not the network of variant {config.variant!r} with position_waves "
+                f"{config.position_waves}; sotr.build_network(config) builds the right one"
             )
         self.config = config
         self.backbone = Backbone(config.backbone, config.deformable_stages)
         self.fpn = FPN(self.backbone.channels, config.width)
         self.transformer = self.make_transformer(config)
         self.class_head = ClassHead(config.width, config.num_classes)
-        self.kernel_head: nn.Module
-        if config.position_waves:
-            self.kernel_head = PositionedKernelHead(
-                config.width, config.mask_channels, config.grids, config.position_waves
-            )
-        elif config.dynamic_kernels:
-            self.kernel_head = KernelHead(config.width, config.kernel_parameters)
-        else:
-            self.kernel_head = StaticKernels(config.num_cells, config.kernel_parameters)
+        self.kernel_head = (
+            KernelHead(config.width, config.kernel_parameters)
+            if config.dynamic_kernels
+            else StaticKernels(config.num_cells, config.kernel_parameters)
+        )
         self.mask_features = MaskFeatures(
             config.width, config.mask_stage_channels, config.mask_channels, config.mask_feature_stride
         )
-        self.positions = PositionFeatures(config.position_waves) if config.position_waves else None
 
     def make_transformer(self, config: SOTRConfig) -> nn.Module:
         """The module of Figure 2 that turns maps into maps."""
@@ -94,10 +90,9 @@ class SOTR(nn.Module):
             mask_levels[index] = feature
 
         cells_BKC = torch.cat([x_BCNN.flatten(2).transpose(1, 2) for x_BCNN in levels_BCNN], 1)
-        features_BEhw = self.mask_features(mask_levels)
-        if self.positions is not None:  # not in the paper
-            features_BEhw = self.positions(features_BEhw)
-        return DensePredictions(self.class_head(cells_BKC), self.kernel_head(cells_BKC), features_BEhw)
+        return DensePredictions(
+            self.class_head(cells_BKC), self.kernel_head(cells_BKC), self.mask_features(mask_levels)
+        )
 
     def patches(self, features: list[Tensor]) -> list[Tensor]:
         """P2..P6, each resampled to its level's N x N patches."""

@@ -8,8 +8,8 @@ from torch import nn
 
 from sotr.acceleration.cuda import quick
 from sotr.acceleration.cuda.packed_transformer import PackedTransformer
+from sotr.building import build_network
 from sotr.config import SOTRConfig
-from sotr.network import SOTR
 from sotr.network.attention import RowAttention
 from sotr.network.transformer import HybridTwinLayer, Transformer
 
@@ -66,7 +66,7 @@ def test_only_the_papers_own_layers_are_packed():
 
 @pytest.mark.parametrize("kind", ["original", "pure_twin"])
 def test_a_network_whose_layers_do_not_pack_takes_one_map_at_a_time(kind):
-    network = SOTR(replace(CONFIG, transformer=kind, mask_channels=32, mask_stage_channels=32, depth=1)).eval()
+    network = build_network(replace(CONFIG, transformer=kind, mask_channels=32, mask_stage_channels=32, depth=1)).eval()
     images = torch.randn(1, 3, 64, 64)
     found = quick.forward(network, torch.float32)(images)  # a first call is not recorded
     with torch.no_grad():

@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from sotr.acceleration.cuda import preprocess
 from sotr.acceleration.cuda.packed_transformer import PackedTransformer
+from sotr.building import build_network
 from sotr.config import SOTRConfig
 from sotr.learning.assignment import Assignment
 from sotr.learning.losses import LossOptions, sotr_losses
 from sotr.learning.targets import Targets
 from sotr.masks import resize
 from sotr.masks.resize import to_picture
-from sotr.network import SOTR, DensePredictions
+from sotr.network import DensePredictions
 
 CONFIG = SOTRConfig.preset("sotr-nano", 5)
 
@@ -71,7 +72,7 @@ def there(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_image_becomes_predictions_and_masks(dtype):
-    network = SOTR(CONFIG).eval()
+    network = build_network(CONFIG).eval()
     network.set_submodule("transformer", PackedTransformer(network.transformer))
     with gpu(), torch.no_grad():
         there(network)
@@ -87,7 +88,7 @@ def test_an_image_becomes_predictions_and_masks(dtype):
 
 @pytest.mark.parametrize("options", [LossOptions(), LossOptions(points=12), LossOptions(mask_stride=2)])
 def test_a_batch_gets_its_losses(options):
-    network = SOTR(CONFIG).train()
+    network = build_network(CONFIG).train()
     with gpu():
         there(network)
         dense = network(torch.empty(2, 3, 128, 160, device="cuda"))
