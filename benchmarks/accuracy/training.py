@@ -138,7 +138,7 @@ class Training:
         else:  # a rate that is too high must not end a search of rates
             self.progress.skipped += 1
         self.progress.step += 1
-        self.progress.losses.append([round(self.progress.used_s, 3), float(loss)])
+        self.progress.losses.append([round(self.progress.used_s, 3), float(loss.detach())])
         self._average.update(self.progress.step)
 
     def _measure(self, measure: Callable[[], tuple[float, float]], used: float) -> None:

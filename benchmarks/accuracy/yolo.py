@@ -29,9 +29,6 @@ from sotr.masks.polygons import EXACT, polygons
 BATCH = 8
 """Images per step: its batch normalization learns from the batch."""
 
-AMP = "bf16"
-"""ultralytics' name of the precision: bfloat16 as the others have it."""
-
 PROCESS = Path(__file__).parent / "yolo_process.py"
 
 
@@ -82,7 +79,6 @@ def train_yolo(study: Study, entry: Entry, plan: Plan, stopped: Callable[[], boo
         "seed": plan.seed,
         "decay": study.recipe.weight_decay,
         "batch": BATCH,
-        "amp": AMP,
         "image_size": _longest_edge(study),
         "scale": round(max(augmentation.scale[1] - 1, 1 - augmentation.scale[0]), 3),
         "fliplr": 0.5 * augmentation.horizontal_flip,

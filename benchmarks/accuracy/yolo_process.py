@@ -194,7 +194,7 @@ def main(job: dict[str, Any]) -> None:
         "momentum": 0.9,
         "weight_decay": job["decay"],
         "warmup_epochs": 0,
-        "amp": job["amp"],
+        "amp": False,  # ultralytics has bfloat16 for CUDA alone
         "seed": job["seed"],
         "mosaic": 0.0,
         "close_mosaic": 0,
