@@ -1,6 +1,9 @@
 """The models that are compared: each learns from the same batches and gives COCO results."""
 
-from dataclasses import replace
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +23,10 @@ from sotr.data.batches import Batch, load_picture
 from sotr.data.coco import CocoDataset
 from sotr.data.transforms import preprocess
 from sotr.decoding import DecodeOptions
+from sotr.errors import SOTRError
 from sotr.evaluation.evaluate import detect
+from sotr.files import read_settings
+from sotr.model.files import read_architecture
 from sotr.model.segmenter import Segmenter
 from sotr.network.backbone import Backbone
 from sotr.training.backbone_weights import backbone_weights
@@ -53,7 +59,7 @@ class Competitor(Protocol):
 
 
 class Ours:
-    """`sotr-nano` with the common backbone."""
+    """SOTR; without a file `sotr-nano` with the common backbone."""
 
     def __init__(self, data: CocoDataset, config: SOTRConfig, recipe: Recipe, weights: str | None, seed: int) -> None:
         torch.manual_seed(seed)
@@ -72,9 +78,9 @@ class Ours:
         return torch.stack(list(self.module.losses(batch).values())).sum()
 
     def results(self, data: CocoDataset, max_dets: int) -> list[dict[str, Any]]:
-        """As `sotr evaluate` gets them."""
+        """As `sotr evaluate --engine pytorch` gets them."""
         options = DecodeOptions().with_max_objects(max_dets)
-        segmenter = Segmenter(self.network, data.class_names, data.category_ids, options)
+        segmenter = Segmenter(self.network, data.class_names, data.category_ids, options, engine="pytorch")
         found = detect(segmenter, data, data.category_ids, max_dets=max_dets)
         self.module.train()
         return found
@@ -174,12 +180,13 @@ class MaskRCNNOfTorchvision:
             for score, label, mask in zip(found["scores"].tolist(), found["labels"].tolist(), found["masks"]):
                 inside = (mask[0] > 0.5).numpy()
                 if inside.any():
+                    rle = coco_masks.encode(np.asfortranarray(inside.astype(np.uint8)))
                     results.append(
                         {
                             "image_id": int(data.image_ids[index]),
                             "category_id": data.category_ids[label - 1],
                             "score": score,
-                            "segmentation": coco_masks.encode(np.asfortranarray(inside.astype(np.uint8))),
+                            "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
                         }
                     )
         self._train()
@@ -219,5 +226,77 @@ def _copy_weights(config: SOTRConfig, weights: str, features: nn.Module) -> None
             target.load_state_dict(source.state_dict())
 
 
-COMPETITORS: dict[str, Any] = {"sotr": Ours, "mask-rcnn": MaskRCNNOfTorchvision}
-"""By the name that the command knows."""
+def body_weights(config: SOTRConfig, weights: str) -> dict[str, Tensor]:
+    """The first weights under the names of `torchvision.models.mobilenet_v2().features`, its last layer left out."""
+    features = torchvision.models.mobilenet_v2(weights=None).features[:18]
+    _copy_weights(config, weights, features)
+    return features.state_dict()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A competitor before it is built."""
+
+    name: str
+    config: SOTRConfig
+    """The architecture, or of a peer the classes and the image size alone."""
+    lr: float
+    """Its usual learning rate."""
+    build: type[Ours] | type[MaskRCNNOfTorchvision] | None
+    """None: it is trained by another process (`yolo.py`)."""
+
+
+def entries(words: Sequence[str], class_names: Sequence[str], image_size: int, recipe: Recipe) -> list[Entry]:
+    """The competitors that the words name.
+
+    Args:
+        words: names in `NAMES`, or YAML files of architectures as `sotr train --model` takes them, with a name before
+            them or not: waves=FILE.yaml. A file that names no backbone gets the common one.
+
+    Raises:
+        SOTRError: there is no such competitor, or two have one name.
+    """
+    found: list[Entry] = []
+    for word in words:
+        name, _, path = word.rpartition("=")
+        config = _common(SOTRConfig.preset("sotr-nano"), image_size, len(class_names))
+        if word in YOLO:
+            entry = Entry(word, config, yolo_lr(len(class_names)), None)
+        elif word == "mask-rcnn":
+            entry = Entry(word, config, MaskRCNNOfTorchvision.lr, MaskRCNNOfTorchvision)
+        elif word == "sotr":
+            entry = Entry(word, config, recipe.lr, Ours)
+        elif Path(path).suffix in (".yaml", ".yml") and Path(path).is_file():
+            named = "backbone" in read_settings(Path(path), ("backbone",))
+            own = _common(read_architecture(Path(path)), image_size, len(class_names), keep_backbone=named)
+            entry = Entry(name or Path(path).stem, own, recipe.lr, Ours)
+        else:
+            raise SOTRError(f"there is no competitor {word!r}; choose among {', '.join(NAMES)}, or give a YAML file")
+        if not re.fullmatch(r"[\w.-]+", entry.name):
+            raise SOTRError(f"a competitor is called {entry.name!r}; use letters, digits, points and hyphens")
+        if entry.name in [other.name for other in found]:
+            raise SOTRError(f"two competitors are called {entry.name}; give one another name with NAME=FILE.yaml")
+        found.append(entry)
+    return found
+
+
+def _common(config: SOTRConfig, image_size: int, classes: int, keep_backbone: bool = False) -> SOTRConfig:
+    return replace(
+        config,
+        num_classes=classes,
+        backbone=config.backbone if keep_backbone else BACKBONE,
+        image_size=image_size,
+        max_image_size=round(image_size * 5 / 3),
+    )
+
+
+def yolo_lr(classes: int) -> float:
+    """The rate that ultralytics chooses for AdamW by the number of classes."""
+    return round(0.002 * 5 / (4 + classes), 6)
+
+
+YOLO = {"yolo11n": "yolo11n-seg.yaml", "yolo26n": "yolo26n-seg.yaml"}
+"""Of the competitors that ultralytics trains in a process of its own, the file of their architecture."""
+
+NAMES = ("sotr", "mask-rcnn", *YOLO)
+"""Competitors that the command knows by name."""

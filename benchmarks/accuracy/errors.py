@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_masks
 
+from sotr.masks.checked import rle_of_segmentation
+
 SMALL = 32**2
 """Pixels below which COCO calls an object small."""
 
@@ -40,7 +42,7 @@ def errors_of(truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
         detections[result["image_id"]].append(result)
     found, named, small = [], [], []
     for image, own in objects.items():
-        masks = [_rle(annotation["segmentation"], sizes[image]) for annotation in own]
+        masks = [rle_of_segmentation(annotation["segmentation"], sizes[image]) for annotation in own]
         there = sorted(detections[image], key=lambda result: -result["score"])
         overlaps = coco_masks.iou([result["segmentation"] for result in there], masks, [0] * len(masks))
         covers = np.asarray(overlaps).reshape(len(there), len(masks)) >= COVERED
@@ -55,9 +57,3 @@ def errors_of(truth: Mapping[str, Any], results: Iterable[Mapping[str, Any]]) ->
 
 def _share(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
-    if isinstance(segmentation, list):
-        return coco_masks.merge(coco_masks.frPyObjects(segmentation, *size))
-    return coco_masks.frPyObjects(segmentation, *size) if isinstance(segmentation["counts"], list) else segmentation
