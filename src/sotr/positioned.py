@@ -66,6 +66,7 @@ class PositionedKernelHead(KernelHead):
     def __init__(self, width: int, mask_channels: int, grids: Sequence[int], count: int) -> None:
         super().__init__(width, mask_channels + 4 * count + 1)
         self.grids, self.parts = tuple(grids), (mask_channels, 4 * count, 1)
+        self.waves_KA2W: Tensor
         self.heights_LW = nn.Parameter(torch.stack([_start(grid, count) for grid in grids]))
         columns_K = torch.cat([_centers(grid).repeat(grid) for grid in grids])
         rows_K = torch.cat([_centers(grid).repeat_interleave(grid) for grid in grids])

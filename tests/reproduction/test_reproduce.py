@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_chosen_rows_on_two_devices(small_scale: None, coco_folder: Path, tmp_pa
     with pytest.raises(SOTRError, match="another backbone weights"):
         reproduce(["6"], rows=["real-time"], **given)
 
+    # Several machines train by their launcher; the command measures what it finds.
+    given |= {"backbone_weights": str(weights), "rows": ["real-time"], "nodes": 2, "out": str(tmp_path / "cluster")}
+    with pytest.raises(
+        SOTRError, match=r"real-time, seed 0 is not trained yet: .*commands\.sh on each of the 2"
+    ):
+        reproduce(["6"], **given)
+    assert "--devices 2 --nodes 2" in (tmp_path / "cluster" / "commands.sh").read_text()
+    shutil.copytree(out / "rows" / "real-time" / "seed-0", tmp_path / "cluster" / "rows" / "real-time" / "seed-0")
+    reproduce(["6"], **given)
+    assert (tmp_path / "cluster" / "rows" / "real-time" / "seed-0.json").is_file()
+
 
 def test_scales_are_the_papers_and_of_one_plan() -> None:
     full = tables.SCALES["full"]
@@ -122,6 +134,7 @@ def test_scales_are_the_papers_and_of_one_plan() -> None:
             "no row 'twin' in these tables; choose among baseline, original, pure-twin",
         ),
         ({"tables": ["2"], "devices": 0}, "devices is 0"),
+        ({"tables": ["2"], "nodes": 0}, "nodes is 0"),
         ({"tables": ["2"], "scale": "large"}, "no scale 'large'; choose one of full, tiny"),
         ({"tables": ["2"], "seeds": 0}, "seeds is 0"),
         ({"tables": ["2"], "scale": "full"}, "give a data set with --data"),

@@ -48,6 +48,7 @@ def reproduce(
     backbone_weights: str | None = None,
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     workers: int = 0,
     quiet: bool = False,
 ) -> ReproductionSummary:
@@ -72,6 +73,8 @@ def reproduce(
             full takes the recipe paper-imagenet. Default: none.
         device: auto, cpu, cuda, cuda:1 or mps.
         devices: devices of that kind to train on, with a process each.
+        nodes: machines, each with that many devices. With several, start the lines of OUT/commands.sh on each of them
+            with torchrun or srun; give this command again to measure what they have trained.
         workers: processes that load images; 0 loads them in the main process.
         quiet: print nothing but errors.
 
@@ -84,14 +87,15 @@ def reproduce(
         raise SOTRError(f"there is no scale {scale!r}; choose one of {', '.join(SCALES)}")
     if seeds < 1:
         raise SOTRError(f"seeds is {seeds}; it must be at least 1")
-    if devices < 1:
-        raise SOTRError(f"devices is {devices}; it must be at least 1")
+    for name, value in (("devices", devices), ("nodes", nodes)):
+        if value < 1:
+            raise SOTRError(f"{name} is {value}; it must be at least 1")
     names = _rows(chosen)
     if unknown := sorted(set(rows or ()) - set(names)):
         raise SOTRError(f"there is no row {unknown[0]!r} in these tables; choose among {', '.join(names)}")
     console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False, markup=False)
     weights = None if backbone_weights == "none" else backbone_weights
-    work = _Work(Path(out), SCALES[scale], data, weights, device, devices, workers, quiet)
+    work = _Work(Path(out), SCALES[scale], data, weights, device, devices, nodes, workers, quiet)
     todo = [(row, seed) for seed in range(seeds) for row in names if rows is None or row in rows]
     work.prepare(todo)
     for number, (row, seed) in enumerate(todo, start=1):
@@ -129,6 +133,7 @@ class _Work:
     backbone_weights: str | None
     device: str
     devices: int
+    nodes: int
     workers: int
     quiet: bool
 
@@ -203,7 +208,9 @@ class _Work:
         # A resumed run takes its settings from its folder.
         resume = (run / "checkpoints" / "last.ckpt").is_file()
         try:
-            if self.devices == 1:
+            if self.nodes > 1:
+                self._check_trained(row, seed)
+            elif self.devices == 1:
                 settings: dict[str, Any] = {"resume": True} if resume else self._settings(row, seed)
                 train(self.data, out=str(run), device=self.device, workers=self.workers, quiet=self.quiet, **settings)
             elif code := _run([sys.executable, "-m", "sotr.cli", *self._command(row, seed, resume)]):
@@ -218,6 +225,13 @@ class _Work:
         surroundings = {name: run_settings[name] for name in ("device", "precision", "versions")}
         _write_json(self.result_file(row, seed), {"row": row, "seed": seed, "metrics": metrics, **surroundings})
 
+    def _check_trained(self, row: str, seed: int) -> None:
+        if not (self.run_folder(row, seed) / "metrics.json").is_file():  # written after the model
+            raise SOTRError(
+                f"{row}, seed {seed} is not trained yet: start its line of {self.out / 'commands.sh'} on each of the "
+                f"{self.nodes} machines with torchrun or srun, then give this command again"
+            )
+
     def _settings(self, row: str, seed: int) -> dict[str, Any]:
         """What `train` is told of a row, beyond data and devices."""
         settings = {"model": str(self.model_file(row)), "recipe": str(self.recipe_file), "seed": seed}
@@ -227,7 +241,7 @@ class _Work:
         """The same on the command line."""
         values = {} if resume else self._settings(row, seed)
         values |= {"out": str(self.run_folder(row, seed)), "device": self.device, "devices": self.devices}
-        values |= {"workers": self.workers}
+        values |= {"nodes": self.nodes, "workers": self.workers}
         flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
         return ["train", self.data, *flags, *(["--resume"] if resume else []), *(["--quiet"] if self.quiet else [])]
 
