@@ -104,9 +104,7 @@ def test_chosen_rows_on_two_devices(small_scale: None, coco_folder: Path, tmp_pa
 
     # Several machines train by their launcher; the command measures what it finds.
     given |= {"backbone_weights": str(weights), "rows": ["real-time"], "nodes": 2, "out": str(tmp_path / "cluster")}
-    with pytest.raises(
-        SOTRError, match=r"real-time, seed 0 is not trained yet: .*commands\.sh on each of the 2"
-    ):
+    with pytest.raises(SOTRError, match=r"real-time, seed 0 is not trained yet: .*commands\.sh on each of the 2"):
         reproduce(["6"], **given)
     assert "--devices 2 --nodes 2" in (tmp_path / "cluster" / "commands.sh").read_text()
     shutil.copytree(out / "rows" / "real-time" / "seed-0", tmp_path / "cluster" / "rows" / "real-time" / "seed-0")
