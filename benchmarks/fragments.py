@@ -1,6 +1,6 @@
 """Count fragments: objects that lie inside of a larger one.
 
-`python benchmarks/fragments.py RESULTS --score 0.3` reads what `sotr evaluate FOLDER --model MODEL --results RESULTS` wrote.
+`python benchmarks/fragments.py RESULTS --score 0.3` reads COCO results, as `sotr evaluate --results RESULTS` writes them.
 """
 
 import argparse

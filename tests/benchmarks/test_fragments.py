@@ -1,7 +1,6 @@
 import numpy as np
-from pycocotools import mask as coco_masks
-
 from benchmarks.fragments import count_fragments
+from pycocotools import mask as coco_masks
 
 
 def result(image: int, box: tuple[int, int, int, int], score: float) -> dict:
