@@ -1,6 +1,6 @@
 """Count fragments: objects that lie inside of a larger one.
 
-`python benchmarks/fragments.py RESULTS --score 0.3` reads COCO results, as `sotr evaluate --results RESULTS` writes them.
+`python benchmarks/fragments.py RESULTS --score 0.3` reads COCO results, as `sotr evaluate --results FILE` writes them.
 """
 
 import argparse
