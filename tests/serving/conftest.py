@@ -67,7 +67,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def nuclei() -> sotr.Segmenter:
-    return sotr.load("nuclei")
+    return sotr.load("nuclei", engine="pytorch")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ TIMEOUT = 4
 @pytest.fixture(scope="module")
 def strict() -> Server:  # type: ignore[misc]
     """One request at a time, for four seconds: machines may be busy."""
-    with running("--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
+    with running("--engine", "pytorch", "--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
         yield server
 
 
@@ -232,7 +232,7 @@ def test_sigterm_drains() -> None:
     """The request under way is answered, new ones are refused, and the exit code is 0; nothing is said of clients that
     hung up before."""
     body = bytes(1000)
-    with running() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+    with running("--engine", "pytorch") as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         with socket.create_connection(("127.0.0.1", server.port)) as another:
             another.sendall(head(len(body)) + body[:500])
             wait_until_busy(server)

@@ -83,7 +83,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, number: int, signal_n
     monkeypatch.setattr(owner, name, counted)
 
 
-def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_what_it_promises(
+    coco_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], drawn: None
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 2\nbatch_size: 4\nlr: 0.001\nema_decay: 0.99\nprecision: 32-true\nvalidate_every: 2\n")
     out = tmp_path / "runs" / "first"
