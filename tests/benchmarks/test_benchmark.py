@@ -48,8 +48,10 @@ def test_inference(monkeypatch):
     assert sum("images per second as Mask R-CNN" in finding for finding in findings) == 2
     assert sum("Decoding is" in finding for finding in findings) == 3
     assert sum("network takes" in finding for finding in findings) == 3
-    rows, _ = inference.measure(["sotr-nano"], (48, 64), CPU, FLOAT, 1, str, batch=2)
-    check(rows, ["48 x 64, 2 together"], ["sotr-nano"], ["pre-processing", "network", "decoding", "total"])
+    rows, _ = inference.measure(["sotr-nano, plain PyTorch"], (48, 64), CPU, FLOAT, 1, str, batch=2)
+    check(
+        rows, ["48 x 64, 2 together"], ["sotr-nano, plain PyTorch"], ["pre-processing", "network", "decoding", "total"]
+    )
 
 
 @pytest.mark.slow

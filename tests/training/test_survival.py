@@ -21,6 +21,7 @@ from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
 from sotr.training.work import TrainingInterrupted
 from tests.conftest import full_disk
+from tests.support.killed import KILLED
 from tests.training.conftest import CONFIG, PROCESSES, RECIPE, draw_nothing
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
@@ -168,6 +169,7 @@ def test_a_replayed_step_has_the_losses_that_it_had(settings: dict[str, Any], tm
     assert replayed.first_not_finite is None
 
 
+@KILLED
 def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +288,7 @@ def test_a_signal_before_the_first_step_leads_to_a_new_start(
     assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
 
 
+@KILLED
 def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: None
 ) -> None:
