@@ -1,6 +1,5 @@
 """A network and a recipe that train in a second or two."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,6 @@ import yaml
 
 from sotr.training import report
 from sotr.training.html_report import write_report
-
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Starts processes that train from one that has imported what they need and has done nothing else. A fork of the tests'
-own process cannot run autograd once that has started its threads, as it does after an export."""
-PROCESSES.set_forkserver_preload(["sotr.training.work", "tests.training.conftest"])
 
 CONFIG: dict[str, Any] = {
     "backbone": "test_resnet",

@@ -31,7 +31,8 @@ from sotr.training.devices import Devices
 from sotr.training.module import SOTRModule, shared_normalisers
 from sotr.training.settings import check_same_sharing, surroundings
 from sotr.training.work import TrainingInterrupted
-from tests.training.conftest import CONFIG, PROCESSES, draw_nothing
+from tests.support.commands import PROCESSES
+from tests.training.conftest import CONFIG, draw_nothing
 
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
 # of each process's own images, so they are left alone.

@@ -21,8 +21,9 @@ from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
 from sotr.training.work import TrainingInterrupted
 from tests.conftest import full_disk
+from tests.support.commands import PROCESSES
 from tests.support.killed import KILLED
-from tests.training.conftest import CONFIG, PROCESSES, RECIPE, draw_nothing
+from tests.training.conftest import CONFIG, RECIPE, draw_nothing
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
 
