@@ -28,7 +28,7 @@ TIMEOUT = 4
 @pytest.fixture(scope="module")
 def strict() -> Server:  # type: ignore[misc]
     """One request at a time, for four seconds: machines may be busy."""
-    with running("--engine", "pytorch", "--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
+    with running("--timeout", str(TIMEOUT), "--max-requests", "1", "--access-log") as server:
         yield server
 
 
@@ -92,7 +92,7 @@ def test_slow_files_do_not_keep_the_service_from_working(sample: bytes) -> None:
     others are being decoded ends the process."""
     body, slower = jpeg_of_scans(240, 4992), jpeg_of_scans(250, 12000)
     with (
-        running("--timeout", "4", "--engine", "pytorch", "--max-pixels", "200000000") as server,
+        running("--timeout", "6", "--engine", "pytorch", "--max-pixels", "200000000") as server,
         ThreadPoolExecutor(8) as clients,
     ):
         slow = [clients.submit(server.post, slower) for _ in range(4)]

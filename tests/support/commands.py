@@ -92,6 +92,7 @@ def _run(
     folder: str,
 ) -> None:
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # what it was before this process was started otherwise
     for number, writer in enumerate(writers, 1):
         os.dup2(writer.fileno(), number)
         writer.close()
