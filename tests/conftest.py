@@ -65,11 +65,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("quick")
 
 
+def run_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a run of the tests share."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither use nor fill the user's cache folder; processes that they start inherit this."""
+    """Tests neither use nor fill the user's cache folder; processes that they start inherit this. The engine of the
+    bundled model is made once for all of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOTR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SOTR_CACHE", str(run_folder(tmp_path_factory) / "cache"))
         yield
 
 
@@ -168,10 +175,10 @@ def nuclei() -> "Segmenter":
     """The bundled model, for small images and at most twelve objects."""
     from sotr.model.segmenter import Segmenter, load
 
-    model = load("nuclei")
+    model = load("nuclei", engine="pytorch")
     model.network.config = replace(model.config, image_size=256, max_image_size=416)
     options = replace(model.decode_options, score_threshold=0.25, max_objects=12, max_candidates=60, max_nms=50)
-    return Segmenter(model.network, model.class_names, model.category_ids, options, "nuclei")
+    return Segmenter(model.network, model.class_names, model.category_ids, options, "nuclei", engine="pytorch")
 
 
 @pytest.fixture(scope="session")
@@ -180,9 +187,7 @@ def onnx_path(nuclei: "Segmenter", tmp_path_factory: pytest.TempPathFactory) -> 
     takes half a minute."""
     from sotr.export import export
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+    folder = run_folder(tmp_path_factory)
     path = folder / "exported" / "nuclei.onnx"
     with FileLock(folder / "exported.lock"):
         return path if path.is_file() else export(nuclei, out=path, quiet=True)

@@ -25,6 +25,8 @@ from sotr.network.transformer import HybridTwinLayer
 CPU = torch.device("cpu")
 TINY = replace(
     SOTRConfig.preset("sotr-nano", num_classes=3),
+    backbone="test_resnet",
+    depth=1,
     width=32,
     grids=(8, 6, 4, 3, 2),
     mask_stage_channels=32,
@@ -59,7 +61,7 @@ def trained(config=TINY):
         {"transformer": "pure_twin", "kernel_size": 3},
         {"transformer": "original", "mask_transformer_levels": (4, 5)},
         {"transformer": "none", "mask_transformer_levels": (), "dynamic_kernels": False},
-        {"variant": "released", "backbone": "resnet26", "width_duplication": "wrapped", "mlp_ratio": 4.0},
+        {"variant": "released", "backbone": "resnet26", "depth": 1, "width_duplication": "wrapped", "mlp_ratio": 4.0},
     ],
 )
 def test_the_engine_predicts_what_the_network_does(settings):
@@ -70,7 +72,7 @@ def test_the_engine_predicts_what_the_network_does(settings):
         steps = accelerate(network, CPU, torch.float32)
     assert isinstance(steps.forward, engine_module.Engine)
     with torch.no_grad():
-        for size in ((1, 3, 64, 64), (2, 3, 96, 160), (1, 3, 256, 64)):  # P5 of 8 x 2 has a grid's size along one axis
+        for size in ((2, 3, 96, 160), (1, 3, 256, 64)):  # P5 of 8 x 2 has a grid's size along one axis
             images = torch.randn(size)
             for found, expected in zip(steps.forward(images), network(images), strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -7,9 +7,12 @@ from benchmarks.__main__ import main
 from benchmarks.load import Stage
 
 
-def test_load_tells_accepted_from_refused_requests(capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_tells_accepted_from_refused_requests(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.load.WARM_UP", 0.5)
     with suppress(SystemExit):  # memory may grow in the first seconds
-        assert main(["load", "--seconds", "2", "--clients", "1,2", "--engine", "pytorch"]) == 0
+        assert main(["load", "--seconds", "1", "--clients", "1,2", "--engine", "pytorch"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["| clients", "| 1", "| 2"]
     for row in rows[1:]:

@@ -27,6 +27,7 @@ from sotr.data.batches import (
 )
 from sotr.errors import SOTRError
 from sotr.learning import assign
+from tests.support.killed import KILLED
 
 CONFIG = SOTRConfig(
     num_classes=3, image_size=96, max_image_size=160, scale_ranges=((1, 24), (12, 48), (24, 96), (48, 192), (96, 384))
@@ -212,6 +213,7 @@ def test_exif_rotated_pictures_have_the_upright_size(coco_folder: Path, tmp_path
     assert EvalDataset(data, CONFIG)[0].original_size == (entry["height"], entry["width"])
 
 
+@KILLED
 # PyTorch's error may well come while the garbage collector reports to Hypothesis, which cannot pass it on.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_process_that_died_is_named_by_its_picture_however_it_shows(

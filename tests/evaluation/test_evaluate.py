@@ -21,6 +21,7 @@ from sotr.evaluation import evaluate
 from sotr.evaluation.evaluate import UNKNOWN_CLASS, match_classes
 from sotr.model.segmenter import Segmenter
 from sotr.network import SOTR, DensePredictions
+from tests.support.killed import KILLED
 
 SIDE = 64
 CONFIG = SOTRConfig(
@@ -244,6 +245,7 @@ def test_no_pictures_and_a_picture_of_another_size(data: Path, random_model: str
         evaluate(data, random_model, device="cpu", quiet=True)
 
 
+@KILLED
 def test_a_loader_process_that_is_killed_is_one_line(
     data: Path, good_model: Segmenter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,15 @@ LENIENT = DecodeOptions(
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     torch.manual_seed(0)
-    network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=128, max_image_size=192))
+    network = build_network(
+        replace(
+            SOTRConfig.preset("sotr-nano", num_classes=3),
+            backbone="test_resnet",
+            depth=1,
+            image_size=128,
+            max_image_size=192,
+        )
+    )
     return Segmenter(
         network, ["cat", "dog", "bird"], [3, 17, 90], LENIENT, "random", card="# A card\n", engine="pytorch"
     )

@@ -27,7 +27,7 @@ def segmenter() -> Segmenter:
     torch.manual_seed(0)
     network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=2), image_size=64, max_image_size=96))
     options = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=20, max_objects=4)
-    return Segmenter(network, ["cat", "dog"], [3, 17], options, "random")
+    return Segmenter(network, ["cat", "dog"], [3, 17], options, "random", engine="pytorch")
 
 
 def colours(height: int, width: int) -> Image.Image:

@@ -178,12 +178,17 @@ def test_names_that_a_console_lacks_do_not_break_the_output(tmp_path: Path) -> N
     content = json.loads((tmp_path / "data/predictions.json").read_text())
     content["categories"][0]["name"] = "細胞核"
     (tmp_path / "data/train.json").write_text(json.dumps(content))
-    command = [sys.executable, "-m", "sotr.cli", "data", "check", str(tmp_path / "data"), "--model", "sotr-nano"]
+    words = ["data", "check", str(tmp_path / "data"), "--model", "sotr-nano"]
+    # Both ways in one process, which imports PyTorch once.
+    code = (
+        "import sys; from sotr.cli import main, run; words = sys.argv[1:]\n"
+        "try: main(words)\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "print('then'); sys.exit(run([*words, '--json']))"
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    for arguments in ([], ["--json"]):
-        done = subprocess.run([*command, *arguments], env=environment, capture_output=True, check=False)
-        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
-        if arguments:
-            assert "細胞核" in json.loads(done.stdout.decode("cp1252"))["splits"]["train"]["classes"]
-        else:
-            assert rb"\u7d30" in done.stdout
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode()
+    table, _, as_json = done.stdout.partition(b"then\n")
+    assert rb"\u7d30" in table
+    assert "細胞核" in json.loads(as_json.decode("cp1252"))["splits"]["train"]["classes"]

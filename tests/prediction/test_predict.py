@@ -41,7 +41,7 @@ def segmenter() -> Segmenter:
     torch.manual_seed(0)
     network = build_network(replace(SOTRConfig.preset("sotr-nano", num_classes=3), image_size=96, max_image_size=128))
     options = DecodeOptions(cell_threshold=0.0, score_threshold=0.001, max_candidates=40, max_objects=6)
-    return Segmenter(network, ["cat", "dog", "bird"], [3, 17, 90], options, "random")
+    return Segmenter(network, ["cat", "dog", "bird"], [3, 17, 90], options, "random", engine="pytorch")
 
 
 def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (80, 64)) -> Path:

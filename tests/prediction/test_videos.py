@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
     assert not out.exists()
     with pytest.raises(SOTRError, match=r"absent\.mp4: no such file"):
         predict([tmp_path / "absent.mp4"], Blobs(), out)
-    assert run(["predict", "7", "--out", str(out), "--device", "cpu"]) == 1
+    assert run(["predict", "7", "--out", str(out), "--engine", "pytorch"]) == 1
     assert "camera-7: there is no such camera" in capfd.readouterr().err
 
 

@@ -16,13 +16,14 @@ from sotr.config import SOTRConfig
 from sotr.errors import SOTRError
 from sotr.reproduction import reproduce, tables
 from sotr.training import recipe as recipes
-from tests.training.conftest import CONFIG, RECIPE
+from tests.training.conftest import CONFIG, RECIPE, draw_nothing
 
 
 @pytest.fixture
 def small_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scale "tiny" with the network and the recipe of the training room's tests."""
     torch.set_num_threads(1)
+    draw_nothing(monkeypatch)
     recipe = tmp_path / "small.yaml"
     recipe.write_text(yaml.safe_dump({**RECIPE, "epochs": 1, "batch_size": 4}))
     scale = replace(

@@ -1,19 +1,18 @@
 """A real server in a process of its own."""
 
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
+from filelock import FileLock
 
 import sotr
 from sotr.results.instances import Instances
 from sotr.serving.answers import to_png
 from sotr.serving.sample import draw_sample
+from tests.conftest import run_folder
+from tests.support.commands import Command
 
 
 class Server:
@@ -23,15 +22,9 @@ class Server:
     """
 
     def __init__(self, *arguments: str, files: int | None = None, script: str = "") -> None:
-        limit = None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files))
-        program = f"{script}\nfrom sotr.cli import main\nmain()"
-        command = [sys.executable, "-c", program, "serve", "--port", "0", *arguments]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit
-        )
-        assert self.process.stdout is not None
+        self.process = Command(["serve", "--port", "0", *arguments], script, files)
         line = self.process.stdout.readline()
-        assert "http://127.0.0.1:" in line, line + (self.process.stderr.read() if self.process.stderr else "")
+        assert "http://127.0.0.1:" in line, line + self.process.stderr.read()
         self.url = line.split()[3]
         self.port = int(self.url.rstrip("/").rpartition(":")[2])
         self.http = httpx.Client(base_url=self.url, timeout=120)
@@ -59,15 +52,17 @@ def running(*arguments: str, files: int | None = None, script: str = "") -> Iter
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With the bundled model and the default limits, but patient, for the machine may be busy; not to be stopped."""
-    with running("--timeout", "600") as server:
+    with ExitStack() as stack:
+        with FileLock(run_folder(tmp_path_factory) / "server.lock"):  # the first makes the engine, others find it
+            server = stack.enter_context(running("--timeout", "600"))
         yield server
 
 
 @pytest.fixture(scope="session")
 def nuclei() -> sotr.Segmenter:
-    return sotr.load("nuclei")
+    return sotr.load("nuclei", engine="pytorch")
 
 
 @pytest.fixture(scope="session")

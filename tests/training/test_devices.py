@@ -31,7 +31,8 @@ from sotr.training.devices import Devices
 from sotr.training.module import SOTRModule, shared_normalisers
 from sotr.training.settings import check_same_sharing, surroundings
 from sotr.training.work import TrainingInterrupted
-from tests.training.conftest import CONFIG, PROCESSES
+from tests.support.commands import PROCESSES
+from tests.training.conftest import CONFIG, draw_nothing
 
 # One plain step of gradient descent: what the weights change by is the gradient. Running BatchNorm statistics are those
 # of each process's own images, so they are left alone.
@@ -51,6 +52,7 @@ RECIPE = {
 
 def _rank(rank: int, port: int, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
+    draw_nothing(pytest.MonkeyPatch())  # of this process, which ends with the run
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     train(**settings, devices=2)

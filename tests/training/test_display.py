@@ -1,9 +1,11 @@
 import io
+import os
+import signal
 import threading
 
 from rich.console import Console
 
-from sotr.training.display import ROWS_BESIDES, Display, quiet_lightning
+from sotr.training.display import ROWS_BESIDES, Display, Interrupts, quiet_lightning
 
 
 def terminal(height: int = 30) -> Console:
@@ -51,6 +53,24 @@ def test_a_table_never_outgrows_its_terminal() -> None:
     lines = shown(display, 12)
     assert lines[-1] == ["40/40"]
     assert len(lines) == 1 + 12 - ROWS_BESIDES
+
+
+class Signalling(io.RawIOBase):
+    """Where a SIGTERM comes in the middle of what is written."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: object) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return len(content)  # type: ignore[arg-type]
+
+
+def test_a_signal_that_comes_while_a_line_is_written_stops_the_run_as_any_other_does() -> None:
+    console = Console(file=io.TextIOWrapper(io.BufferedWriter(Signalling()), write_through=True))
+    with Interrupts(console) as interrupts:
+        console.print("epoch 1/3")
+    assert interrupts.number == signal.SIGTERM
 
 
 def test_a_log_file_gets_one_line_per_epoch() -> None:

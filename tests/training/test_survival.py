@@ -21,7 +21,9 @@ from sotr.training.display import Stop
 from sotr.training.module import SOTRModule
 from sotr.training.work import TrainingInterrupted
 from tests.conftest import full_disk
-from tests.training.conftest import CONFIG, PROCESSES, RECIPE
+from tests.support.commands import PROCESSES
+from tests.support.killed import KILLED
+from tests.training.conftest import CONFIG, RECIPE, draw_nothing
 
 STEPS_RECIPE = {**RECIPE, "epochs": 12, "validate_every": 12}
 
@@ -42,16 +44,17 @@ def settings(coco_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def _run(settings: dict[str, Any], out: Path) -> None:
-    callbacks.SAVE_EVERY_SECONDS = 0.0  # saving is half of the time
     torch.set_num_threads(1)
-    train(**settings, out=str(out), resume=any((out / "checkpoints").glob("*.ckpt")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "SAVE_EVERY_SECONDS", 0.0)  # saving is half of the time
+        draw_nothing(patch)
+        train(**settings, out=str(out), resume=any((out / "checkpoints").glob("*.ckpt")))
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_again_and_again_ends_like_one_that_is_not(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+    settings: dict[str, Any], tmp_path: Path, kills: int
 ) -> None:
-    monkeypatch.setattr(callbacks, "SAVE_EVERY_SECONDS", callbacks.SAVE_EVERY_SECONDS)  # set back afterwards
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     started = time.monotonic()
     _run(settings, whole)
@@ -167,6 +170,7 @@ def test_a_replayed_step_has_the_losses_that_it_had(settings: dict[str, Any], tm
     assert replayed.first_not_finite is None
 
 
+@KILLED
 def test_a_loader_process_that_is_killed_is_reported_with_its_file(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,8 +289,9 @@ def test_a_signal_before_the_first_step_leads_to_a_new_start(
     assert train(**settings | {"epochs": 1}, out=str(tmp_path / "run")).model.is_dir()
 
 
+@KILLED
 def test_a_loader_process_that_is_killed_during_the_report_is_one_line(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: None
 ) -> None:
     import sotr.data.batches as batches
     import sotr.training.work as work

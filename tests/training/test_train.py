@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from sotr.training import TrainingInterrupted, TrainingSummary, train
 from sotr.training.module import SOTRModule
 from sotr.training.report import read_log
 from sotr.training.settings import seconds_of
+from tests.support.commands import Command
 from tests.training.conftest import CONFIG, RECIPE
 
 Train = Callable[..., TrainingSummary]
@@ -83,7 +83,9 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, where: str, number: int, signal_n
     monkeypatch.setattr(owner, name, counted)
 
 
-def test_a_run_leaves_what_it_promises(coco_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_what_it_promises(
+    coco_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], drawn: None
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("epochs: 2\nbatch_size: 4\nlr: 0.001\nema_decay: 0.99\nprecision: 32-true\nvalidate_every: 2\n")
     out = tmp_path / "runs" / "first"
@@ -215,19 +217,15 @@ def test_signals_on_the_command_line(
     recipe = write_yaml("recipe.yaml", RECIPE, epochs=1000, validate_every=1000)
     command = ["train", str(coco_folder), "--model", model, "--recipe", recipe, "--out", str(tmp_path / "run")]
     command += ["--device", "cpu", "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sotr.cli", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
-    said = ""
+    process, said = Command(command), ""
     try:
         for line in process.stderr:
             said += line
             if "epoch 2/" in line:
                 break
         os.killpg(process.pid, number)
-        said += process.stderr.read()
-        assert process.wait(timeout=60) == code, said
+        said += process.communicate(timeout=60)[1]
+        assert process.returncode == code, said
     finally:
         process.kill()
     assert "Traceback" not in said

@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -75,7 +75,8 @@ class Interrupts:
         if self.number is not None:
             raise Stop
         self.number = number
-        self._console.print("stopping after this step; once more to stop without saving")
+        with suppress(RuntimeError):  # the signal came while a line was written, and Python refuses another inside it
+            self._console.print("stopping after this step; once more to stop without saving")
 
 
 class Display:
