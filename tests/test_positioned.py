@@ -57,7 +57,7 @@ def test_a_mask_is_the_sum_of_waves_around_its_cell() -> None:
     y, x = (torch.arange(h).double() + 0.5) / h, (torch.arange(w).double() + 0.5) / w
     for index, (level, grid, row, column) in list(enumerate(cells()))[::97]:
         e, waves = CONFIG.mask_channels, CONFIG.position_waves
-        starts = network.kernel_head.heights_LW[level].double()
+        starts = network.kernel_head.heights_LF[level].double()
         p, q, r, s = linear[index, e : e + 4 * waves].split(waves)
         f = torch.tensor([2**k * math.pi for k in range(waves)]).double()[:, None]
         dx, dy = x - (column + 0.5) / grid, y - (row + 0.5) / grid

@@ -92,7 +92,7 @@ class SOTRConfig:
     dynamic_kernels: bool = True
     """Predict each cell's convolution from its features, or learn it once for all images (Table 5)."""
     position_waves: int = 0
-    """Waves of position W beside the mask features, the first of half a period over the image, each other twice as
+    """Waves of position F beside the mask features, the first of half a period over the image, each other twice as
     short: a mask then knows where its cell is, and starts as a disc around it. Not in the paper; 0 leaves them out."""
     image_size: int = 800
     """Shortest edge, in pixels, to which images are resized."""

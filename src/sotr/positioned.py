@@ -31,29 +31,29 @@ class PositionedSOTR(SOTR):
         self.kernel_head = PositionedKernelHead(config.width, config.mask_channels, config.grids, config.position_waves)
 
     def forward(self, images_B3HW: Tensor) -> DensePredictions:
-        """As the paper's network, with E + 4 W + 1 channels of mask features."""
+        """As the paper's network, with E + 4 F + 1 channels of mask features."""
         predictions = super().forward(images_B3HW)
         features_BEhw = with_positions(predictions.mask_features_BEhw, self.config.position_waves)
         return predictions._replace(mask_features_BEhw=features_BEhw)
 
 
 def with_positions(features_BEhw: Tensor, count: int) -> Tensor:
-    """Append 4 W + 1 channels: W cosines and W sines of x, those of y, and ones."""
+    """Append 4 F + 1 channels: F cosines and F sines of x, those of y, and ones."""
     batch, _, height, width = features_BEhw.shape
-    x_2Ww = _waves(_centers(width, features_BEhw.device), count).flatten(0, 1)
-    y_2Wh = _waves(_centers(height, features_BEhw.device), count).flatten(0, 1)
+    x_2Fw = _waves(_centers(width, features_BEhw.device), count).flatten(0, 1)
+    y_2Fh = _waves(_centers(height, features_BEhw.device), count).flatten(0, 1)
     positions = torch.cat(
         (
-            x_2Ww[:, None, :].expand(-1, height, -1),
-            y_2Wh[:, :, None].expand(-1, -1, width),
-            x_2Ww.new_ones(1, height, width),
+            x_2Fw[:, None, :].expand(-1, height, -1),
+            y_2Fh[:, :, None].expand(-1, -1, width),
+            x_2Fw.new_ones(1, height, width),
         )
     )
     return torch.cat((features_BEhw, positions.to(features_BEhw.dtype).expand(batch, -1, -1, -1)), 1)
 
 
 class PositionedKernelHead(KernelHead):
-    """A kernel head whose last 4 W + 1 outputs say how the mask lies around its cell.
+    """A kernel head whose last 4 F + 1 outputs say how the mask lies around its cell.
 
     For the cell at (cx, cy) they add to the mask's logits at (x, y), w counting the waves and f_w = 2^w pi,
 
@@ -66,26 +66,26 @@ class PositionedKernelHead(KernelHead):
     def __init__(self, width: int, mask_channels: int, grids: Sequence[int], count: int) -> None:
         super().__init__(width, mask_channels + 4 * count + 1)
         self.grids, self.parts = tuple(grids), (mask_channels, 4 * count, 1)
-        self.waves_KA2W: Tensor
-        self.heights_LW = nn.Parameter(torch.stack([_start(grid, count) for grid in grids]))
+        self.waves_KA2F: Tensor
+        self.heights_LF = nn.Parameter(torch.stack([_start(grid, count) for grid in grids]))
         columns_K = torch.cat([_centers(grid).repeat(grid) for grid in grids])
         rows_K = torch.cat([_centers(grid).repeat_interleave(grid) for grid in grids])
-        waves_A2WK = torch.stack([_waves(columns_K, count), _waves(rows_K, count)])  # A: the two axes
-        self.register_buffer("waves_KA2W", waves_A2WK.permute(3, 0, 1, 2).contiguous(), persistent=False)
+        waves_A2FK = torch.stack([_waves(columns_K, count), _waves(rows_K, count)])  # A: the two axes
+        self.register_buffer("waves_KA2F", waves_A2FK.permute(3, 0, 1, 2).contiguous(), persistent=False)
 
     def forward(self, cells_BKC: Tensor) -> Tensor:
-        """Features of all K cells, (B, K, C) -> (B, K, E + 4 W + 1)."""
+        """Features of all K cells, (B, K, C) -> (B, K, E + 4 F + 1)."""
         learned, around, constant = super().forward(cells_BKC).split(self.parts, -1)
-        start_KW = torch.cat(
-            [heights_W.expand(grid * grid, -1) for heights_W, grid in zip(self.heights_LW, self.grids, strict=True)]
+        start_KF = torch.cat(
+            [heights_F.expand(grid * grid, -1) for heights_F, grid in zip(self.heights_LF, self.grids, strict=True)]
         )
-        p_BKAW, q_BKAW = around.unflatten(-1, (2, 2, -1)).unbind(-2)
-        p_BKAW = p_BKAW + start_KW[:, None]
-        cosines_KAW, sines_KAW = self.waves_KA2W.unbind(-2)
+        p_BKAF, q_BKAF = around.unflatten(-1, (2, 2, -1)).unbind(-2)
+        p_BKAF = p_BKAF + start_KF[:, None]
+        cosines_KAF, sines_KAF = self.waves_KA2F.unbind(-2)
         # cos(a - b) = cos a cos b + sin a sin b, and sin(a - b) = sin a cos b - cos a sin b.
-        of_cosines = p_BKAW * cosines_KAW - q_BKAW * sines_KAW
-        of_sines = p_BKAW * sines_KAW + q_BKAW * cosines_KAW
-        constant = constant + START_LOGIT - 2 * start_KW.sum(-1, keepdim=True)
+        of_cosines = p_BKAF * cosines_KAF - q_BKAF * sines_KAF
+        of_sines = p_BKAF * sines_KAF + q_BKAF * cosines_KAF
+        constant = constant + START_LOGIT - 2 * start_KF.sum(-1, keepdim=True)
         return torch.cat((learned, torch.stack((of_cosines, of_sines), -2).flatten(-3), constant), -1)
 
 
@@ -95,14 +95,14 @@ def _centers(count: int, device: torch.device | None = None) -> Tensor:
 
 
 def _waves(positions_N: Tensor, count: int) -> Tensor:
-    """(N,) -> cosines and sines of `count` frequencies, each twice the one before, (2, W, N)."""
-    frequencies_W = math.pi * 2.0 ** torch.arange(count, dtype=torch.float32, device=positions_N.device)
-    angles_WN = frequencies_W[:, None] * positions_N
-    return torch.stack((angles_WN.cos(), angles_WN.sin()))
+    """(N,) -> cosines and sines of `count` frequencies, each twice the one before, (2, F, N)."""
+    frequencies_F = math.pi * 2.0 ** torch.arange(count, dtype=torch.float32, device=positions_N.device)
+    angles_FN = frequencies_F[:, None] * positions_N
+    return torch.stack((angles_FN.cos(), angles_FN.sin()))
 
 
 def _start(grid: int, count: int) -> Tensor:
-    """Heights (W,) of cosines whose sum falls from START_LOGIT to 0 within START_RADIUS cells, and stays below."""
+    """Heights (F,) of cosines whose sum falls from START_LOGIT to 0 within START_RADIUS cells, and stays below."""
     radius = START_RADIUS / grid
     # Waves longer than the disc's outline add up to one well; the curvature at its bottom sets the radius.
     used = min(count, 1 + max(0, round(-math.log2(math.pi * radius))))
