@@ -1,7 +1,7 @@
 """Masks that know where their cell is: waves of position beside the mask features, and kernels that read them.
 
-The paper has no such thing. There a kernel tells two like objects apart only by what the features happen to say of
-their place, which takes long to learn where objects are many and alike. `SOTRConfig.position_waves` switches it on.
+This is not in the paper. There a kernel separates two objects that look alike only by what the features say about
+their position, which takes long to learn if there are many. `SOTRConfig.position_waves` switches it on.
 """
 
 import math
