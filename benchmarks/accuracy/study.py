@@ -202,7 +202,7 @@ class Study:
 
 
 HELD_OUT = 5
-"""Every so manieth training image, by its id, is held out where learning rates are searched."""
+"""A search of learning rates holds out every fifth training image, in the order of ids."""
 
 
 def held_out(study: Study) -> Study:
