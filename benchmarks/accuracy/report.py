@@ -53,8 +53,9 @@ Where there are several, the standard deviation stands behind ±. AP is COCO's m
 
 YOLO_NOTE = """
 YOLO departs from the others. It is trained by ultralytics in a process of its own, in float32, with its own losses,
-moving average, batch normalization (in batches of 8) and square, padded images. No stage of its backbone is frozen. Its scale jitter is as wide as the
-recipe's, its color jitter is its own, and it has no mosaic. A training that is interrupted begins anew.
+moving average, batch normalization (in batches of 8) and square, padded images. No stage of its backbone is frozen. Its
+scale jitter is as wide as the recipe's, its color jitter is its own, and it has no mosaic. A training that is
+interrupted begins anew.
 """
 
 
