@@ -1,5 +1,6 @@
 """Training within a budget, and what an interruption leaves."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from sotr.data.coco import find_data
 from sotr.errors import SOTRError
 from sotr.training.recipe import Recipe
 
-PLAN = Plan("any", 1e9, 1e-3, 3)
-"""No budget ends it."""
+PLAN = Plan("any", math.inf, 1e-3, 3)
+"""No budget ends it, and the time that a step takes has no part in its learning rate."""
 
 
 def _training(folder: Path, name: str, checkpoint: Path | None, steps: int, lr: float = 1e-3) -> Training:
