@@ -7,7 +7,7 @@ import torch
 from sotr.building import build_network
 from sotr.config import SOTRConfig, SOTRError
 from sotr.network import SOTR, DensePredictions
-from sotr.positioned import START_LOGIT, START_RADIUS
+from sotr.positioned import SHORTEST, START_LOGIT, START_RADIUS
 
 CONFIG = replace(
     SOTRConfig.preset("sotr-nano", 2), grids=(32, 24, 16, 12, 8), image_size=128, max_image_size=256, position_waves=6
@@ -34,10 +34,10 @@ def test_every_mask_starts_as_a_disc_around_its_cell(height: int, width: int) ->
     torch.nn.init.zeros_(network.kernel_head.weight)
     _, logits_Khw = predicted(network, height, width)
     h, w = logits_Khw.shape[1:]
-    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+    y, x = torch.meshgrid(4 * (torch.arange(h) + 0.5), 4 * (torch.arange(w) + 0.5), indexing="ij")
     for logits_hw, (_, grid, row, column) in list(zip(logits_Khw, cells(), strict=True))[::7]:
-        # In cells, so that a disc of an image that is not square is an ellipse in pixels.
-        distance = grid * torch.hypot(x - (column + 0.5) / grid, y - (row + 0.5) / grid)
+        pixels = torch.hypot(x - (column + 0.5) / grid * width, y - (row + 0.5) / grid * height)
+        distance = pixels / (CONFIG.image_size / grid)  # in cells of a square image of the configuration's size
         assert (logits_hw[distance < 0.8 * START_RADIUS] > 0).all()
         assert (logits_hw[distance > 1.6 * START_RADIUS] < 0).all()
         assert logits_hw.max() <= START_LOGIT + 1e-4
@@ -46,7 +46,7 @@ def test_every_mask_starts_as_a_disc_around_its_cell(height: int, width: int) ->
 def test_a_mask_is_the_sum_of_waves_around_its_cell() -> None:
     torch.manual_seed(0)
     network = build_network(CONFIG)
-    for parameter in network.kernel_head.parameters():
+    for parameter in (*network.kernel_head.parameters(), network.heights_LF):
         torch.nn.init.normal_(parameter, std=0.3)
     said = []
     network.kernel_head.register_forward_pre_hook(lambda _, inputs: said.append(inputs[0]))
@@ -54,13 +54,13 @@ def test_a_mask_is_the_sum_of_waves_around_its_cell() -> None:
     linear = torch.nn.functional.linear(said[0], network.kernel_head.weight, network.kernel_head.bias)[0].double()
     features = predictions.mask_features_BEhw[0].double()
     h, w = logits_Khw.shape[1:]
-    y, x = (torch.arange(h).double() + 0.5) / h, (torch.arange(w).double() + 0.5) / w
+    y, x = 4 * (torch.arange(h).double() + 0.5), 4 * (torch.arange(w).double() + 0.5)
     for index, (level, grid, row, column) in list(enumerate(cells()))[::97]:
         e, waves = CONFIG.mask_channels, CONFIG.position_waves
-        starts = network.kernel_head.heights_LF[level].double()
+        starts = network.heights_LF[level].double()
         p, q, r, s = linear[index, e : e + 4 * waves].split(waves)
-        f = torch.tensor([2**k * math.pi for k in range(waves)]).double()[:, None]
-        dx, dy = x - (column + 0.5) / grid, y - (row + 0.5) / grid
+        f = torch.tensor([math.pi / (SHORTEST * 2**k) for k in range(waves)]).double()[:, None]
+        dx, dy = x - (column + 0.5) / grid * 160, y - (row + 0.5) / grid * 128
         of_x = ((p + starts)[:, None] * (f * dx).cos() + q[:, None] * (f * dx).sin()).sum(0)
         of_y = ((r + starts)[:, None] * (f * dy).cos() + s[:, None] * (f * dy).sin()).sum(0)
         expected = torch.einsum("e,ehw->hw", linear[index, :e], features[:e]) + of_x + of_y[:, None]
