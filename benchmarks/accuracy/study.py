@@ -17,7 +17,7 @@ from sotr.training.recipe import Recipe
 SHARES = (0.25, 0.5, 0.75)
 """Shares of the budget after which AP is measured, besides the end."""
 
-MOST_LOSSES = 200
+MOST_LOSSES = 40
 """Points that a row keeps of its loss curve."""
 
 
