@@ -93,8 +93,8 @@ class SOTRConfig:
     """Predict each cell's convolution from its features, or learn it once for all images (Table 5)."""
     position_waves: int = 0
     """Waves of position F beside the mask features, the shortest with half a period of 8 pixels, each other twice as
-    long: a mask then knows where its cell is, and starts as a disc around it. The longest half period, 4 * 2^F pixels,
-    should reach across an image. Not in the paper; 0 leaves them out."""
+    long: a mask then knows where its cell is, and starts as a disc around it. Everything repeats after 8 * 2^F pixels,
+    so images should be smaller: with 8 waves, than 2,048. Not in the paper; 0 leaves them out."""
     image_size: int = 800
     """Shortest edge, in pixels, to which images are resized."""
     max_image_size: int = 1333
@@ -265,7 +265,7 @@ _PRESETS = {
         scale_ranges=((1, 48), (24, 96), (48, 192), (96, 384), (192, 2048)),
         mask_stage_channels=64,
         mask_channels=128,
-        position_waves=7,
+        position_waves=8,
         image_size=384,
         max_image_size=640,
     ),
