@@ -114,6 +114,5 @@ def _start(cell: float, count: int) -> Tensor:
     radius = START_RADIUS * cell
     frequencies_F = _frequencies(count)
     # Waves longer than the disc's outline add up to one well; the curvature at its bottom sets the radius.
-    used_F = frequencies_F * radius < math.sqrt(2)
-    used_F[-1] = True
-    return 2 * START_LOGIT / (radius**2 * frequencies_F[used_F].square().sum()) * used_F
+    used_F = frequencies_F <= torch.clamp(frequencies_F[-1], min=math.sqrt(2) / radius)
+    return 2 * START_LOGIT / (radius**2 * (used_F * frequencies_F.square()).sum()) * used_F
