@@ -27,14 +27,14 @@ def cells() -> list[tuple[int, int, int, int]]:
     return [(level, n, row, column) for level, n in enumerate(CONFIG.grids) for row in range(n) for column in range(n)]
 
 
-@pytest.mark.parametrize(("height", "width"), [(256, 256), (192, 320)])
-def test_every_mask_starts_as_a_disc_around_its_cell(height: int, width: int) -> None:
+@pytest.mark.parametrize(("height", "width", "stride"), [(256, 256, 4), (192, 320, 4), (128, 128, 1)])
+def test_every_mask_starts_as_a_disc_around_its_cell(height: int, width: int, stride: int) -> None:
     torch.manual_seed(0)
-    network = build_network(CONFIG)
+    network = build_network(replace(CONFIG, mask_feature_stride=stride))
     torch.nn.init.zeros_(network.kernel_head.weight)
     _, logits_Khw = predicted(network, height, width)
     h, w = logits_Khw.shape[1:]
-    y, x = torch.meshgrid(4 * (torch.arange(h) + 0.5), 4 * (torch.arange(w) + 0.5), indexing="ij")
+    y, x = torch.meshgrid(stride * (torch.arange(h) + 0.5), stride * (torch.arange(w) + 0.5), indexing="ij")
     for logits_hw, (_, grid, row, column) in list(zip(logits_Khw, cells(), strict=True))[::7]:
         pixels = torch.hypot(x - (column + 0.5) / grid * width, y - (row + 0.5) / grid * height)
         distance = pixels / (CONFIG.image_size / grid)  # in cells of a square image of the configuration's size

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sotr.config import MASK_STRIDE, SOTRConfig
+from sotr.config import SOTRConfig
 from sotr.network import SOTR, DensePredictions
 
 SHORTEST = 8
@@ -51,15 +51,14 @@ class PositionedSOTR(SOTR):
     def forward(self, images_B3HW: Tensor) -> DensePredictions:
         """As the paper's network, with E + 4 F + 1 channels of mask features."""
         logits_BKM, kernels_BKD, features_BEhw = super().forward(images_B3HW)
-        height, width = features_BEhw.shape[2] * MASK_STRIDE, features_BEhw.shape[3] * MASK_STRIDE
+        size = images_B3HW.shape[2], images_B3HW.shape[3]
         return DensePredictions(
-            logits_BKM,
-            self.placed(kernels_BKD, height, width),
-            with_positions(features_BEhw, self.config.position_waves),
+            logits_BKM, self.placed(kernels_BKD, size), with_positions(features_BEhw, size, self.config.position_waves)
         )
 
-    def placed(self, kernels_BKD: Tensor, height: int, width: int) -> Tensor:
+    def placed(self, kernels_BKD: Tensor, size: tuple[int, int]) -> Tensor:
         """Kernels that speak of positions around their cells -> kernels for the waves of an image of H x W pixels."""
+        height, width = size
         learned, around, constant = kernels_BKD.split(self.parts, -1)
         start_KF = torch.cat(
             [heights_F.expand(n * n, -1) for heights_F, n in zip(self.heights_LF, self.config.grids, strict=True)]
@@ -77,12 +76,13 @@ class PositionedSOTR(SOTR):
         return torch.cat((learned, torch.stack((of_cosines, of_sines), -2).flatten(-3), constant), -1)
 
 
-def with_positions(features_BEhw: Tensor, count: int) -> Tensor:
-    """Append 4 F + 1 channels: F cosines and F sines of x, those of y, and ones."""
+def with_positions(features_BEhw: Tensor, size: tuple[int, int], count: int) -> Tensor:
+    """Append 4 F + 1 channels to the features of an image of H x W pixels: F cosines and F sines of x, those of y, and
+    ones."""
     batch, _, height, width = features_BEhw.shape
     device = features_BEhw.device
-    x_2Fw = _waves(_centers(width, device) * (width * MASK_STRIDE), count).flatten(0, 1)
-    y_2Fh = _waves(_centers(height, device) * (height * MASK_STRIDE), count).flatten(0, 1)
+    x_2Fw = _waves(_centers(width, device) * size[1], count).flatten(0, 1)
+    y_2Fh = _waves(_centers(height, device) * size[0], count).flatten(0, 1)
     positions = torch.cat(
         (
             x_2Fw[:, None, :].expand(-1, height, -1),
