@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sotr
-from sotr.data import find_data
+from sotr.data import CocoDataset, find_data
 from sotr.errors import SOTRError
 from sotr.evaluation import evaluate
+from sotr.evaluation.decoding_choice import Choice, choose_decoding
+from sotr.model import Segmenter
 from sotr.training import TrainingInterrupted, TrainingSummary, train
 from sotr.training.module import SOTRModule
 from sotr.training.report import read_log
@@ -296,6 +298,25 @@ def test_other_classes_get_a_new_class_head(
         elif "running_" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], value, rtol=1e-6, atol=1e-6)
     assert sotr.load(second.run).category_ids == (5,)
+
+
+def test_the_model_gets_the_decoding_that_suits_the_training_images(
+    tiny: Train, coco_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(segmenter: Segmenter, data: CocoDataset, on_images: Callable[[int], object]) -> Choice:
+        compared = choose_decoding(segmenter, data, on_images)
+        assert (len(data), compared.change) == (len(find_data(coco_folder)[0] or ()), "")  # too little is learned
+        return Choice(segmenter.decode_options.with_changes("nms=mask"), "nms=mask", compared.ap_of)
+
+    monkeypatch.setattr("sotr.training.work.choose_decoding", choose)
+    summary = tiny(changes={"choose_decoding": True})
+    model = sotr.load(summary.model)
+    assert model.decode_options.nms == "mask"
+    measured = evaluate(str(coco_folder), model, device="cpu", quiet=True)
+    assert summary.metrics is not None
+    assert {name: summary.metrics[name] for name in ("AP", "AR", "detections")} == {
+        name: measured[name] for name in ("AP", "AR", "detections")
+    }
 
 
 def test_patience_ends_a_run_for_good(tiny: Train, capfd: pytest.CaptureFixture[str]) -> None:

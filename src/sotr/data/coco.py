@@ -116,14 +116,16 @@ class CocoDataset:
         decoded = coco_mask.decode(record.segmentations)
         return np.ascontiguousarray(decoded.transpose(2, 0, 1)).view(np.bool_)
 
-    def truth(self) -> dict[str, Any]:
-        """The data set as a COCO dictionary for evaluation: original category ids, RLE masks, the file's areas and
-        crowds. COCO's tools take annotation id 0 for "no match", so if it occurs annotations are numbered anew from 1.
+    def truth(self, places: Sequence[int] | None = None) -> dict[str, Any]:
+        """The data set, or its images at some places, as a COCO dictionary for evaluation: original category ids, RLE
+        masks, the file's areas and crowds. COCO's tools take annotation id 0 for "no match", so if it occurs
+        annotations are numbered anew from 1.
         """
+        places = range(len(self)) if places is None else places
         ids = self.annotation_ids if self.annotation_ids.min(initial=1) > 0 else np.arange(1, len(self.labels) + 1)
         annotations = []
-        for index, image_id in enumerate(self.image_ids.tolist()):
-            record = self.record(index)
+        for index in places:
+            image_id, record = int(self.image_ids[index]), self.record(index)
             first = int(self.offsets[index])
             for i, segmentation in enumerate(record.segmentations):
                 left, top, right, bottom = map(float, record.boxes_I4[i])
@@ -141,10 +143,13 @@ class CocoDataset:
         return {
             "info": {},
             "images": [
-                {"id": image_id, "file_name": name, "height": int(height), "width": int(width)}
-                for image_id, name, (height, width) in zip(
-                    self.image_ids.tolist(), self.file_names, self.sizes_N2, strict=True
-                )
+                {
+                    "id": int(self.image_ids[index]),
+                    "file_name": self.file_names[index],
+                    "height": int(self.sizes_N2[index, 0]),
+                    "width": int(self.sizes_N2[index, 1]),
+                }
+                for index in places
             ],
             "annotations": annotations,
             "categories": [

@@ -77,6 +77,8 @@ class Recipe:
     """Decay of the weights' moving average, which is what is validated and saved; 0 is none."""
     validate_every: int = 1
     """Epochs from one validation to the next; the last epoch is always validated."""
+    choose_decoding: bool = False
+    """After the training, compare settings of Matrix NMS on some training images, and give the model the best."""
     early_stop: int = 0
     """Stop after this many validations without a better AP; 0 is never."""
     repeat_below: float = 0.0

@@ -1,5 +1,6 @@
 """What happens at a validation: metrics, and images for the loggers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,14 @@ from sotr.training.report import spread, truth_beside
 
 SHOWN_PICTURES = 4
 """Images that the loggers show after each validation."""
+
+
+def measured(
+    segmenter: Segmenter, data: CocoDataset, max_dets: int, workers: int, on_images: Callable[[int], object]
+) -> dict[str, Any]:
+    """COCO mask AP of a model on some data with its classes, measured as `sotr evaluate` does."""
+    results = detect(segmenter, data, data.category_ids, max_dets=max_dets, workers=workers, on_pictures=on_images)
+    return coco_metrics(data.truth(), results, max_dets=max_dets).at_operating_point(data, results).to_dict()
 
 
 class Validation:

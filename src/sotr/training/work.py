@@ -21,6 +21,7 @@ from sotr.data.coco import CocoDataset
 from sotr.data.sampling import EpochSampler
 from sotr.decoding import DecodeOptions
 from sotr.errors import SOTRError
+from sotr.evaluation.decoding_choice import MOST_IMAGES, choose_decoding
 from sotr.evaluation.tables import class_table
 from sotr.files import atomic_write
 from sotr.model.segmenter import Segmenter
@@ -42,7 +43,7 @@ from sotr.training.module import LossNotFinite, SOTRModule
 from sotr.training.recipe import Recipe
 from sotr.training.replay import keep_step
 from sotr.training.report import draw_curves, draw_validation, model_card, read_log
-from sotr.training.validation import Validation
+from sotr.training.validation import Validation, measured
 from sotr.training.verdict import verdict
 
 FAILED_STEP = "failed-step"
@@ -274,17 +275,21 @@ class Work:
         network = build_network(self.config)
         weights = self._best_weights(keeper)
         network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
-        operating_score = None if keeper.best is None else keeper.best.get("operating_score")
         segmenter = Segmenter(
             network,
             self.train_data.class_names,
             self.train_data.category_ids,
-            self.options if operating_score is None else replace(self.options, operating_score=operating_score),
+            self.options,
             self.run["name"],
             self.devices.device,
             model_card(self.run, keeper.best, keeper.seconds, keeper.epochs),
             domain=domain_of(self.train_data, self.config),
         )
+        if self.recipe.choose_decoding and keeper.best is not None:
+            self._choose_decoding(segmenter, keeper.best)
+        operating_score = None if keeper.best is None else keeper.best.get("operating_score")
+        if operating_score is not None:
+            segmenter.decode_options = replace(segmenter.decode_options, operating_score=operating_score)
         segmenter.save(self.folder / "model")
         self.draw_curves()
         if self.val_data is not None and keeper.best is not None:
@@ -307,6 +312,22 @@ class Work:
             f"the model is in {self.folder / 'model'}; curves, images and report.html are in {self.folder}"
         )
         return summary
+
+    def _choose_decoding(self, segmenter: Segmenter, best: dict[str, Any]) -> None:
+        """Give the model the decoding that suits the training images, and `best` the metrics with it."""
+        with Display(self.console) as display:
+            display.begin("decoding", min(MOST_IMAGES, len(self.train_data)))
+            choice = choose_decoding(segmenter, self.train_data, display.advance)
+            tried = ", ".join(f"{change} {ap:.3f}" for change, ap in choice.ap_of.items() if change)
+            said = (
+                f"decoding: {choice.change or 'as it was'}; AP on training images {choice.ap_of['']:.3f}, with {tried}"
+            )
+            self.console.print(said)
+            if choice.change:
+                segmenter.decode_options = choice.options
+                assert self.val_data is not None
+                display.begin("validation", len(self.val_data))
+                best |= measured(segmenter, self.val_data, self.options.max_objects, self.workers, display.advance)
 
     def _write_report(
         self, segmenter: Segmenter, keeper: RunKeeper, rows: Sequence[Mapping[str, float]], lines: Sequence[str]
