@@ -528,7 +528,7 @@ def test_bfloat16_predicts_about_the_same():
     assert len(expected) > 10
     assert alike(found, expected)
     assert not np.array_equal(found.scores_I, expected.scores_I)
-    assert quick.forward(torch.zeros(1, 3, 64, 64)).kernels_BKD.dtype == torch.bfloat16
+    assert quick.forward(torch.zeros(1, 3, 64, 64)).class_logits_BKM.dtype == torch.bfloat16
     assert quick.network.class_head.weight.dtype == torch.float32
     assert quick.digest() != exact.digest()
 
